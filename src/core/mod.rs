@@ -1,0 +1,8 @@
+//! Floor 0. What edgecam decides, as plain data and pure functions: no clock, no async, no I/O, no serde.
+//!
+//! Time always arrives as an argument, so every rule here is tested in microseconds.
+
+pub mod access_unit;
+pub mod capture;
+pub mod counters;
+pub mod signal;

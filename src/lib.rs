@@ -1,0 +1,3 @@
+//! edgecam: a camera in a browser, from a small Linux board.
+
+pub mod core;
