@@ -1,7 +1,7 @@
 //! One encoded picture, and the units that describe a stream.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -10,28 +10,11 @@ use bytes::Bytes;
 /// A keyframe is an IDR picture and carries its parameter sets (SPS and PPS) in front.
 #[derive(Clone, Debug)]
 pub struct AccessUnit {
-    /// Presentation time on the stream's own clock.
-    pub pts: MediaTime,
-    /// When the camera delivered the raw picture, on this machine's monotonic clock.
+    /// When the camera took the picture, on this machine's monotonic clock: the stream's only time. It goes on when a
+    /// camera is opened again, so viewers see no break in their clock.
     pub captured_at: Instant,
     pub is_keyframe: bool,
     pub data: Bytes,
-}
-
-/// A point on a stream's clock: time since the stream began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MediaTime(Duration);
-
-impl MediaTime {
-    pub const fn new(since_start: Duration) -> Self {
-        Self(since_start)
-    }
-
-    /// The same point in ticks of 90 kHz, the RTP clock of video (RFC 6184, section 8.2.1), wrapped to 32 bits.
-    pub fn rtp_ticks(self) -> u32 {
-        // Wrapping is what RTP asks for, so the cut is the point of this cast.
-        (self.0.as_nanos() * 90 / 1_000_000) as u32
-    }
 }
 
 /// Bits per second, counted in whole kilobits.

@@ -28,7 +28,10 @@ pub enum CameraState {
     Opening,
     Running,
     /// Failed; `retry_in` from the moment this was published. Tried again for as long as anybody watches.
-    BackingOff { error: String, retry_in: Duration },
+    BackingOff {
+        error: String,
+        retry_in: Duration,
+    },
 }
 
 impl CameraState {

@@ -5,4 +5,7 @@
 pub mod access_unit;
 pub mod capture;
 pub mod counters;
+pub mod gop_ring;
+pub mod session;
+pub mod sessions;
 pub mod signal;

@@ -1,0 +1,321 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::signal::{LinkId, SessionName};
+
+const GAP: Duration = Duration::from_millis(500);
+
+fn camera(name: &str) -> CameraId {
+    CameraId::new(name).unwrap()
+}
+
+fn sessions(max_viewers: usize) -> Sessions {
+    let bitrate = Bitrate::from_kbps(2000);
+    let cameras = ["front", "back"].map(|name| ViewedCamera { id: camera(name), max_viewers, bitrate });
+    let settings = SessionsSettings {
+        cameras: cameras.to_vec(),
+        negotiation_timeout: Duration::from_secs(10),
+        max_negotiations: 4,
+        max_candidates: 3,
+        keyframe_gap: GAP,
+    };
+    Sessions::new(settings, Arc::default())
+}
+
+fn viewer(name: &str) -> Address {
+    let client = ClientId { link: LinkId::WebSocket, name: name.into() };
+    Address { client, session: SessionName::new("s").unwrap() }
+}
+
+fn say(sessions: &mut Sessions, name: &str, signal: Signal, now: Instant) -> Vec<Output> {
+    sessions.handle_signal(Request { from: viewer(name), id: Some("7".into()), signal }, now);
+    drain(sessions)
+}
+
+fn offer() -> Signal {
+    Signal::Offer { camera: camera("front"), sdp: "v=0".into() }
+}
+
+fn drain(sessions: &mut Sessions) -> Vec<Output> {
+    std::iter::from_fn(|| sessions.poll_output()).collect()
+}
+
+fn replies(outputs: &[Output]) -> Vec<&Reply> {
+    let reply = |output| if let &Output::Respond(Response { ref reply, .. }) = output { Some(reply) } else { None };
+    outputs.iter().filter_map(reply).collect()
+}
+
+fn demands(outputs: &[Output]) -> Vec<Demand> {
+    let demand = |output: &Output| if let Output::Demand { demand, .. } = output { Some(*demand) } else { None };
+    outputs.iter().filter_map(demand).collect()
+}
+
+fn opened(outputs: &[Output]) -> SessionId {
+    let open = |output: &Output| if let Output::OpenPeer { session, .. } = output { Some(*session) } else { None };
+    outputs.iter().find_map(open).expect("a peer was opened")
+}
+
+#[test]
+fn an_offer_opens_a_peer_and_starts_the_camera_with_a_keyframe() {
+    let mut sessions = sessions(8);
+    let outputs = say(&mut sessions, "ann", offer(), Instant::now());
+    opened(&outputs);
+    assert!(matches!(demands(&outputs)[..], [Demand { running: true, keyframe: 1, .. }]));
+}
+
+#[test]
+fn the_answer_carries_the_offers_correlation() {
+    let mut sessions = sessions(8);
+    let session = opened(&say(&mut sessions, "ann", offer(), Instant::now()));
+    sessions.handle_answer(session, Ok("answer".into()));
+    let outputs = drain(&mut sessions);
+    let [Output::Respond(response)] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((response.id.as_deref(), &response.to), (Some("7"), &viewer("ann")));
+}
+
+#[test]
+fn an_unknown_camera_is_named_in_the_refusal() {
+    let mut sessions = sessions(8);
+    let signal = Signal::Offer { camera: camera("attic"), sdp: String::new() };
+    let outputs = say(&mut sessions, "ann", signal, Instant::now());
+    assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::NoSuchCamera(camera("attic")))]);
+}
+
+#[test]
+fn a_full_house_says_when_to_come_again_and_frees_a_place_with_each_bye() {
+    let (mut sessions, now) = (sessions(1), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    let outputs = say(&mut sessions, "bob", offer(), now);
+    assert!(matches!(replies(&outputs)[..], [Reply::Rejected(RejectReason::Full { limit: 1, .. })]));
+    say(&mut sessions, "ann", Signal::Bye, now);
+    opened(&say(&mut sessions, "bob", offer(), now));
+}
+
+#[test]
+fn too_many_viewers_between_offer_and_connection_are_told_to_wait() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    let first = opened(&say(&mut sessions, "v0", offer(), now));
+    for name in ["v1", "v2", "v3"] {
+        say(&mut sessions, name, offer(), now);
+    }
+    let outputs = say(&mut sessions, "v4", offer(), now);
+    assert!(matches!(replies(&outputs)[..], [Reply::Rejected(RejectReason::Busy { .. })]));
+    sessions.handle_peer(first, PeerEvent::Connected, now);
+    opened(&say(&mut sessions, "v4", offer(), now));
+}
+
+#[test]
+fn a_viewer_who_offers_again_gets_a_new_peer_and_no_bye_for_the_old() {
+    let (mut sessions, now) = (sessions(1), Instant::now());
+    let old = opened(&say(&mut sessions, "ann", offer(), now));
+    let outputs = say(&mut sessions, "ann", offer(), now);
+    assert!(matches!(outputs[0], Output::ClosePeer { session } if session == old));
+    assert_ne!(opened(&outputs), old);
+    assert_eq!(replies(&outputs), [] as [&Reply; 0]);
+}
+
+#[test]
+fn a_viewer_who_does_not_connect_in_ten_seconds_is_let_go() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    assert_eq!(sessions.poll_timeout(), Some(now + Duration::from_secs(10)));
+    sessions.handle_timeout(now + Duration::from_secs(10));
+    let outputs = drain(&mut sessions);
+    assert_eq!(replies(&outputs), [&Reply::Bye(CloseReason::ConnectTimeout)]);
+    assert_eq!(sessions.viewers(&camera("front")), 0);
+}
+
+#[test]
+fn the_last_viewer_to_leave_stops_the_camera() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    say(&mut sessions, "bob", offer(), now);
+    assert_eq!(demands(&say(&mut sessions, "ann", Signal::Bye, now)), []);
+    assert!(matches!(demands(&say(&mut sessions, "bob", Signal::Bye, now))[..], [Demand { running: false, .. }]));
+}
+
+#[test]
+fn keyframe_requests_are_merged_and_a_late_one_is_put_off_not_lost() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    let session = opened(&say(&mut sessions, "ann", offer(), now));
+    for _ in 0..1000 {
+        sessions.handle_peer(session, PeerEvent::KeyframeWanted, now + Duration::from_millis(100));
+    }
+    assert_eq!(demands(&drain(&mut sessions)), []);
+    assert_eq!(sessions.poll_timeout(), Some(now + GAP));
+    sessions.handle_timeout(now + GAP);
+    assert!(matches!(demands(&drain(&mut sessions))[..], [Demand { keyframe: 2, .. }]));
+    sessions.handle_timeout(now + GAP * 2);
+    assert_eq!(demands(&drain(&mut sessions)), []);
+}
+
+#[test]
+fn a_candidate_without_a_session_is_refused_and_too_many_are_too() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    let candidate = || Signal::Candidate { line: "candidate:1".into() };
+    let outputs = say(&mut sessions, "ann", candidate(), now);
+    assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::NoSuchSession)]);
+    say(&mut sessions, "ann", offer(), now);
+    for _ in 0..3 {
+        assert!(matches!(say(&mut sessions, "ann", candidate(), now)[..], [Output::AddCandidate { .. }]));
+    }
+    let outputs = say(&mut sessions, "ann", candidate(), now);
+    assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::TooManyCandidates(3))]);
+}
+
+#[test]
+fn a_refused_offer_leaves_nothing_behind() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    let session = opened(&say(&mut sessions, "ann", offer(), now));
+    sessions.handle_refused(session, RejectReason::NoCommonCodec);
+    let outputs = drain(&mut sessions);
+    assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::NoCommonCodec)]);
+    assert!(matches!(demands(&outputs)[..], [Demand { running: false, .. }]));
+    assert_eq!(sessions.poll_timeout(), None);
+}
+
+#[test]
+fn viewers_are_told_once_when_their_camera_goes_and_once_when_it_comes_back() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    for _ in 0..2 {
+        sessions.handle_camera_lost(&camera("front"), "unplugged");
+    }
+    for _ in 0..2 {
+        sessions.handle_camera_back(&camera("front"));
+    }
+    let outputs = drain(&mut sessions);
+    let lost = Reply::Notice(Notice::CameraLost { reason: "unplugged".into() });
+    assert_eq!(replies(&outputs), [&lost, &Reply::Notice(Notice::CameraBack)]);
+}
+
+#[test]
+fn shutting_down_says_bye_to_all_and_refuses_new_offers() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    sessions.shut_down();
+    assert_eq!(replies(&drain(&mut sessions)), [&Reply::Bye(CloseReason::Shutdown)]);
+    let outputs = say(&mut sessions, "bob", offer(), now);
+    assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::ShuttingDown)]);
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Say(u8, SayOp),
+    Left(u8),
+    FullOutbox(u8),
+    Answer(u8, bool),
+    Peer(u8, PeerEvent),
+    Camera(bool),
+    Wait(u64),
+    ShutDown,
+}
+
+#[derive(Clone, Debug)]
+enum SayOp {
+    Offer(bool),
+    Candidate,
+    Restart,
+    Bye,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let say = prop_oneof![
+        3 => any::<bool>().prop_map(SayOp::Offer),
+        1 => Just(SayOp::Candidate),
+        1 => Just(SayOp::Restart),
+        1 => Just(SayOp::Bye),
+    ];
+    let event = prop_oneof![
+        Just(PeerEvent::Connected),
+        Just(PeerEvent::Closed),
+        Just(PeerEvent::Lost),
+        Just(PeerEvent::KeyframeWanted),
+    ];
+    prop_oneof![
+        8 => (0..6u8, say).prop_map(|(who, what)| Op::Say(who, what)),
+        1 => (0..6u8).prop_map(Op::Left),
+        1 => (0..6u8).prop_map(Op::FullOutbox),
+        3 => (0..30u8, any::<bool>()).prop_map(|(session, good)| Op::Answer(session, good)),
+        4 => (0..30u8, event).prop_map(|(session, event)| Op::Peer(session, event)),
+        1 => any::<bool>().prop_map(Op::Camera),
+        3 => (0..4000u64).prop_map(Op::Wait),
+        1 => Just(Op::ShutDown),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order: each peer opened is closed at most once and at the end exactly once, a camera
+    /// runs exactly while it has viewers, no house is over-full, and keyframes are asked for no faster than the gap.
+    #[test]
+    fn every_peer_opened_is_closed_once_and_demand_follows_viewers(ops in proptest::collection::vec(op(), 0..120)) {
+        let mut sessions = sessions(2);
+        let mut now = Instant::now();
+        let (mut open, mut seen) = (BTreeSet::new(), BTreeSet::new());
+        let mut running = BTreeMap::new();
+        let mut asked: BTreeMap<CameraId, (u64, Instant)> = BTreeMap::new();
+        for op in ops.into_iter().chain([Op::ShutDown]) {
+            match op {
+                Op::Say(who, what) => {
+                    let signal = match what {
+                        SayOp::Offer(front) => {
+                            let camera = camera(if front { "front" } else { "back" });
+                            Signal::Offer { camera, sdp: String::new() }
+                        }
+                        SayOp::Candidate => Signal::Candidate { line: "candidate:".into() },
+                        SayOp::Restart => Signal::Restart { sdp: String::new() },
+                        SayOp::Bye => Signal::Bye,
+                    };
+                    sessions.handle_signal(Request { from: viewer(&who.to_string()), id: None, signal }, now);
+                }
+                Op::Left(who) => sessions.handle_left(&viewer(&who.to_string()).client),
+                Op::FullOutbox(who) => sessions.handle_full_outbox(&viewer(&who.to_string()).client),
+                Op::Answer(session, true) => sessions.handle_answer(SessionId(session.into()), Ok(String::new())),
+                Op::Answer(session, false) => {
+                    let session = SessionId(session.into());
+                    // Whoever carries out `OpenPeer` has no peer to close when it refuses.
+                    if open.remove(&session) {
+                        sessions.handle_refused(session, RejectReason::NoCommonCodec);
+                    }
+                }
+                Op::Peer(session, event) => sessions.handle_peer(SessionId(session.into()), event, now),
+                Op::Camera(true) => sessions.handle_camera_back(&camera("front")),
+                Op::Camera(false) => sessions.handle_camera_lost(&camera("front"), "gone"),
+                Op::Wait(ms) => {
+                    now += Duration::from_millis(ms);
+                    sessions.handle_timeout(now);
+                    prop_assert!(sessions.poll_timeout().is_none_or(|at| at > now), "a timeout that stays due spins");
+                }
+                Op::ShutDown => sessions.shut_down(),
+            }
+            while let Some(output) = sessions.poll_output() {
+                match output {
+                    Output::OpenPeer { session, .. } => {
+                        prop_assert!(seen.insert(session) && open.insert(session), "{session:?} opened twice");
+                    }
+                    Output::ClosePeer { session } => prop_assert!(open.remove(&session), "{session:?} was not open"),
+                    Output::RestartPeer { session, .. } | Output::AddCandidate { session, .. } => {
+                        prop_assert!(open.contains(&session));
+                    }
+                    Output::Demand { camera, demand } => {
+                        let (count, at) = asked.get(&camera).copied().unwrap_or((0, now));
+                        if demand.keyframe > count {
+                            prop_assert!(count == 0 || now >= at + GAP, "two keyframes within the gap");
+                            asked.insert(camera.clone(), (demand.keyframe, now));
+                        }
+                        running.insert(camera, demand.running);
+                    }
+                    Output::Respond(_) => {}
+                }
+            }
+            for name in ["front", "back"] {
+                let viewers = sessions.viewers(&camera(name));
+                prop_assert!(viewers <= 2);
+                prop_assert_eq!(running.get(&camera(name)).copied().unwrap_or(false), viewers > 0);
+            }
+        }
+        prop_assert!(open.is_empty(), "left open: {open:?}");
+    }
+}
