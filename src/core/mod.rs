@@ -9,3 +9,4 @@ pub mod gop_ring;
 pub mod session;
 pub mod sessions;
 pub mod signal;
+pub mod thinning;

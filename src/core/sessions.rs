@@ -156,6 +156,14 @@ impl Sessions {
         self.forget(session);
     }
 
+    /// A trickled candidate was of no use; the session goes on.
+    pub fn handle_bad_candidate(&mut self, session: SessionId, reason: RejectReason) {
+        if let Some(known) = self.sessions.get(&session) {
+            let to = known.address.clone();
+            self.respond(to, None, Reply::Rejected(reason));
+        }
+    }
+
     pub fn handle_peer(&mut self, session: SessionId, event: PeerEvent, now: Instant) {
         match event {
             PeerEvent::Connected => {

@@ -1,0 +1,357 @@
+//! All that is decided about viewers, without I/O: sessions, their peers, and how far each has read.
+//!
+//! Requests, datagrams, pictures and time go in; datagrams and outputs come out. The engine around it moves bytes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{debug, info};
+
+use crate::core::access_unit::AccessUnit;
+use crate::core::capture::Demand;
+use crate::core::counters::ViewerCounters;
+use crate::core::gop_ring::{Cursor, GopRing, Next};
+use crate::core::sessions::{Output, PeerEvent, SessionId, Sessions, SessionsSettings};
+use crate::core::signal::{CameraId, ClientId, Request, Response};
+use crate::core::thinning::Thinning;
+use crate::peer::{Answer, Peer, PeerSettings, Picture, Transmit};
+
+/// Pictures kept for those who join or lag: more than the longest time between two keyframes asked for.
+const RING_PICTURES: usize = 64;
+/// Addresses one viewer may send from before the oldest is forgotten: its interfaces, and a few changes of network.
+const ADDRESSES: usize = 16;
+
+#[derive(Clone)]
+pub struct PublisherSettings {
+    pub sessions: SessionsSettings,
+    pub peers: PeerSettings,
+}
+
+/// What the engine is to carry out.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Respond(Response),
+    Demand { camera: CameraId, demand: Demand },
+}
+
+pub struct Publisher {
+    sessions: Sessions,
+    viewers: BTreeMap<SessionId, Viewer>,
+    rings: BTreeMap<CameraId, GopRing<Picture>>,
+    /// Whose a datagram is: by where it comes from, the first one by the ICE user name it is addressed to.
+    by_address: HashMap<SocketAddr, SessionId>,
+    by_ufrag: HashMap<String, SessionId>,
+    timeouts: BTreeSet<(Instant, SessionId)>,
+    effects: VecDeque<Effect>,
+    settings: PublisherSettings,
+    counters: Arc<ViewerCounters>,
+}
+
+struct Viewer {
+    peer: Peer,
+    camera: CameraId,
+    /// Set once connected.
+    cursor: Option<Cursor>,
+    thinning: Thinning,
+    ice_ufrag: String,
+    /// Where we sent to, oldest first; only addresses that our ICE agent chose to answer.
+    addresses: VecDeque<SocketAddr>,
+    timeout: Option<Instant>,
+}
+
+/// Takes datagrams as they are made, so that a picture for many viewers is never held in memory for all of them.
+pub type Sender<'a> = &'a mut dyn FnMut(Transmit);
+
+impl Publisher {
+    pub fn new(settings: PublisherSettings, counters: Arc<ViewerCounters>) -> Self {
+        let rings = settings.sessions.cameras.iter().map(|camera| (camera.id.clone(), GopRing::new(RING_PICTURES)));
+        Self {
+            sessions: Sessions::new(settings.sessions.clone(), counters.clone()),
+            viewers: BTreeMap::new(),
+            rings: rings.collect(),
+            by_address: HashMap::new(),
+            by_ufrag: HashMap::new(),
+            timeouts: BTreeSet::new(),
+            effects: VecDeque::new(),
+            settings,
+            counters,
+        }
+    }
+
+    pub fn handle_request(&mut self, request: Request, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_signal(request, now);
+        self.carry_out(now, send);
+    }
+
+    /// A client's link went away.
+    pub fn handle_left(&mut self, client: &ClientId, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_left(client);
+        self.carry_out(now, send);
+    }
+
+    /// A client does not take its messages.
+    pub fn handle_full_outbox(&mut self, client: &ClientId, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_full_outbox(client);
+        self.carry_out(now, send);
+    }
+
+    /// A datagram that came `from` a viewer `to` one of our candidates.
+    pub fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, data: &[u8], now: Instant, send: Sender<'_>) {
+        let known = match stun_username(data).and_then(|name| name.split(':').next()) {
+            Some(ufrag) => self.by_ufrag.get(ufrag),
+            None => self.by_address.get(&from),
+        };
+        let Some(&session) = known else { return };
+        if let Some(viewer) = self.viewers.get_mut(&session) {
+            viewer.peer.handle_datagram(from, to, data, now);
+            if let Some(lost) = viewer.peer.take_loss() {
+                viewer.thinning.handle_report(lost, now);
+            }
+        }
+        self.serve(session, now, send);
+        self.carry_out(now, send);
+    }
+
+    /// A new picture of a camera, to everybody who watches it.
+    pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit, now: Instant, send: Sender<'_>) {
+        let Some(ring) = self.rings.get_mut(camera) else { return };
+        ring.push(unit.captured_at, unit.is_keyframe, Picture::cut(unit));
+        let (ring, by_address, counters) = (&*ring, &mut self.by_address, &self.counters);
+        for (&session, viewer) in self.viewers.iter_mut().filter(|(_, viewer)| viewer.camera == *camera) {
+            viewer.read(ring, now, counters);
+            viewer.send(session, by_address, send);
+        }
+    }
+
+    /// The camera failed; its viewers stay.
+    pub fn handle_camera_lost(&mut self, camera: &CameraId, reason: &str, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_camera_lost(camera, reason);
+        self.carry_out(now, send);
+    }
+
+    pub fn handle_camera_back(&mut self, camera: &CameraId, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_camera_back(camera);
+        self.carry_out(now, send);
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant, send: Sender<'_>) {
+        while let Some(&(at, session)) = self.timeouts.first() {
+            if at > now {
+                break;
+            }
+            self.timeouts.pop_first();
+            if let Some(viewer) = self.viewers.get_mut(&session) {
+                viewer.timeout = None;
+                viewer.peer.handle_timeout(now);
+            }
+            self.serve(session, now, send);
+        }
+        self.sessions.handle_timeout(now);
+        self.carry_out(now, send);
+    }
+
+    /// Says bye to all; nobody is admitted from here on.
+    pub fn shut_down(&mut self, now: Instant, send: Sender<'_>) {
+        self.sessions.shut_down();
+        self.carry_out(now, send);
+    }
+
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timeouts.first().map(|&(at, _)| at).into_iter().chain(self.sessions.poll_timeout()).min()
+    }
+
+    /// Sessions that hold a place with this camera.
+    pub fn viewers(&self, camera: &CameraId) -> usize {
+        self.sessions.viewers(camera)
+    }
+
+    /// Does what the sessions decided, until they want nothing more.
+    fn carry_out(&mut self, now: Instant, send: Sender<'_>) {
+        while let Some(output) = self.sessions.poll_output() {
+            match output {
+                Output::OpenPeer { session, camera, sdp } => {
+                    self.open(session, camera, &sdp, now);
+                    self.serve(session, now, send);
+                }
+                Output::RestartPeer { session, sdp } => {
+                    self.restart(session, &sdp, now);
+                    self.serve(session, now, send);
+                }
+                Output::AddCandidate { session, line } => {
+                    self.add_candidate(session, &line);
+                    self.serve(session, now, send);
+                }
+                Output::ClosePeer { session } => self.close(session, send),
+                Output::Respond(response) => self.effects.push_back(Effect::Respond(response)),
+                Output::Demand { camera, demand } => self.effects.push_back(Effect::Demand { camera, demand }),
+            }
+        }
+    }
+
+    fn open(&mut self, session: SessionId, camera: CameraId, sdp: &str, now: Instant) {
+        match Peer::answer(sdp, &self.settings.peers, self.counters.clone(), now) {
+            Ok((peer, answer)) => {
+                self.by_ufrag.insert(answer.ice_ufrag.clone(), session);
+                self.viewers.insert(session, Viewer::new(peer, camera.clone(), answer.ice_ufrag));
+                self.sessions.handle_answer(session, Ok(answer.sdp));
+                info!(?session, %camera, "viewer came");
+            }
+            Err(reason) => {
+                info!(%camera, code = reason.slug(), "offer refused");
+                debug!(%reason, "refused because");
+                self.sessions.handle_refused(session, reason);
+            }
+        }
+    }
+
+    fn restart(&mut self, session: SessionId, sdp: &str, now: Instant) {
+        let Some(viewer) = self.viewers.get_mut(&session) else { return };
+        let answer = viewer.peer.restart(sdp, now).map(|Answer { sdp, ice_ufrag }| {
+            self.by_ufrag.remove(&viewer.ice_ufrag);
+            self.by_ufrag.insert(ice_ufrag.clone(), session);
+            viewer.ice_ufrag = ice_ufrag;
+            sdp
+        });
+        self.sessions.handle_answer(session, answer);
+    }
+
+    fn add_candidate(&mut self, session: SessionId, line: &str) {
+        let Some(viewer) = self.viewers.get_mut(&session) else { return };
+        if let Err(reason) = viewer.peer.add_candidate(line) {
+            self.sessions.handle_bad_candidate(session, reason);
+        }
+    }
+
+    fn close(&mut self, session: SessionId, send: Sender<'_>) {
+        let Some(mut viewer) = self.viewers.remove(&session) else { return };
+        viewer.peer.close();
+        viewer.send(session, &mut self.by_address, send);
+        self.by_ufrag.remove(&viewer.ice_ufrag);
+        for address in &viewer.addresses {
+            // Another session may have taken the address over since.
+            if self.by_address.get(address) == Some(&session) {
+                self.by_address.remove(address);
+            }
+        }
+        if let Some(at) = viewer.timeout {
+            self.timeouts.remove(&(at, session));
+        }
+        info!(?session, camera = %viewer.camera, "viewer left");
+    }
+
+    /// After anything that concerned one peer: its datagrams, its events, its next timeout.
+    fn serve(&mut self, session: SessionId, now: Instant, send: Sender<'_>) {
+        let Some(viewer) = self.viewers.get_mut(&session) else { return };
+        while let Some(event) = viewer.peer.poll_event() {
+            if event == PeerEvent::Connected
+                && let Some(ring) = self.rings.get(&viewer.camera)
+            {
+                let cursor = viewer.cursor.insert(ring.join(now, self.settings.sessions.keyframe_gap));
+                if ring.awaits_keyframe(cursor) {
+                    self.sessions.want_keyframe(&viewer.camera, now);
+                }
+                viewer.read(ring, now, &self.counters);
+            }
+            self.sessions.handle_peer(session, event, now);
+        }
+        viewer.send(session, &mut self.by_address, send);
+        let timeout = viewer.peer.poll_timeout(now);
+        if timeout != viewer.timeout {
+            if let Some(at) = viewer.timeout {
+                self.timeouts.remove(&(at, session));
+            }
+            if let Some(at) = timeout {
+                self.timeouts.insert((at, session));
+            }
+            viewer.timeout = timeout;
+        }
+    }
+}
+
+impl Viewer {
+    fn new(peer: Peer, camera: CameraId, ice_ufrag: String) -> Self {
+        Self {
+            peer,
+            camera,
+            cursor: None,
+            thinning: Thinning::default(),
+            ice_ufrag,
+            addresses: VecDeque::new(),
+            timeout: None,
+        }
+    }
+
+    /// Hands the peer what it has not had yet.
+    fn read(&mut self, ring: &GopRing<Picture>, now: Instant, counters: &ViewerCounters) {
+        let Some(cursor) = &mut self.cursor else { return };
+        loop {
+            match ring.read(cursor) {
+                Next::Picture(picture) if self.thinning.is_thinned(now) && !picture.is_keyframe() => {
+                    counters.units_skipped.add(1 + ring.skip_to_keyframe(cursor));
+                }
+                Next::Picture(picture) => self.peer.write(&picture, now),
+                Next::Skipped(missed) => counters.units_skipped.add(missed),
+                Next::Empty => break,
+            }
+        }
+    }
+
+    fn send(&mut self, session: SessionId, by_address: &mut HashMap<SocketAddr, SessionId>, send: Sender<'_>) {
+        while let Some(transmit) = self.peer.poll_transmit() {
+            if self.addresses.back() != Some(&transmit.to) && !self.addresses.contains(&transmit.to) {
+                if self.addresses.len() == ADDRESSES
+                    && let Some(oldest) = self.addresses.pop_front()
+                {
+                    by_address.remove(&oldest);
+                }
+                self.addresses.push_back(transmit.to);
+                by_address.insert(transmit.to, session);
+            }
+            send(transmit);
+        }
+    }
+}
+
+/// The USERNAME of a STUN request (RFC 8489, section 14.3): `ours:theirs` in ICE. `None`: not such a datagram.
+fn stun_username(data: &[u8]) -> Option<&str> {
+    const HEADER: usize = 20;
+    const USERNAME: [u8; 2] = [0x00, 0x06];
+    const BINDING_REQUEST: [u8; 2] = [0x00, 0x01];
+    const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
+    if data.get(..2)? != BINDING_REQUEST || data.get(4..8)? != MAGIC_COOKIE {
+        return None;
+    }
+    let mut rest = data.get(HEADER..)?;
+    loop {
+        let (kind, length) = (rest.get(..2)?, usize::from(u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?])));
+        let value = rest.get(4..4 + length)?;
+        if kind == USERNAME {
+            return std::str::from_utf8(value).ok();
+        }
+        rest = rest.get(4 + length.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stun_request_names_whom_it_is_for() {
+        let mut request = vec![0, 1, 0, 16, 0x21, 0x12, 0xA4, 0x42];
+        request.extend([0; 12]);
+        request.extend([0x80, 0x22, 0, 1, b'x', 0, 0, 0]); // SOFTWARE, padded
+        request.extend([0, 6, 0, 5]);
+        request.extend(*b"me:u\0");
+        assert_eq!(stun_username(&request), Some("me:u\0"));
+        for cut in 0..request.len() {
+            assert_eq!(stun_username(&request[..cut]), None);
+        }
+    }
+}
