@@ -117,10 +117,15 @@ impl Publisher {
     /// A new picture of a camera, to everybody who watches it.
     pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit, now: Instant, send: Sender<'_>) {
         let Some(ring) = self.rings.get_mut(camera) else { return };
-        ring.push(unit.captured_at, unit.is_keyframe, Picture::cut(unit));
+        let picture = Picture::cut(unit);
+        let bytes = picture.bytes();
+        ring.push(unit.captured_at, unit.is_keyframe, picture);
         let (ring, by_address, counters) = (&*ring, &mut self.by_address, &self.counters);
         for (&session, viewer) in self.viewers.iter_mut().filter(|(_, viewer)| viewer.camera == *camera) {
-            viewer.read(ring, now, counters);
+            viewer.peer.earn(bytes);
+            if viewer.read(ring, now) == 0 && viewer.cursor.is_some() {
+                counters.units_skipped.add(1);
+            }
             viewer.send(session, by_address, send);
         }
     }
@@ -256,9 +261,11 @@ impl Publisher {
                 if ring.awaits_keyframe(cursor) {
                     self.sessions.want_keyframe(&viewer.camera, now);
                 }
-                viewer.read(ring, now, &self.counters);
+                viewer.read(ring, now);
             }
-            self.sessions.handle_peer(session, event, now);
+            if event != PeerEvent::KeyframeWanted || !viewer.thinning.is_thinned(now) {
+                self.sessions.handle_peer(session, event, now);
+            }
         }
         viewer.send(session, &mut self.by_address, send);
         let timeout = viewer.peer.poll_timeout(now);
@@ -287,17 +294,21 @@ impl Viewer {
         }
     }
 
-    /// Hands the peer what it has not had yet.
-    fn read(&mut self, ring: &GopRing<Picture>, now: Instant, counters: &ViewerCounters) {
-        let Some(cursor) = &mut self.cursor else { return };
+    /// Hands the peer what it has not had yet; returns how many pictures that were.
+    fn read(&mut self, ring: &GopRing<Picture>, now: Instant) -> usize {
+        let Some(cursor) = &mut self.cursor else { return 0 };
+        let mut written = 0;
         loop {
             match ring.read(cursor) {
-                Next::Picture(picture) if self.thinning.is_thinned(now) && !picture.is_keyframe() => {
-                    counters.units_skipped.add(1 + ring.skip_to_keyframe(cursor));
+                Next::Picture(picture) if self.thinning.takes(picture.is_keyframe(), now) => {
+                    self.peer.write(&picture, now);
+                    written += 1;
                 }
-                Next::Picture(picture) => self.peer.write(&picture, now),
-                Next::Skipped(missed) => counters.units_skipped.add(missed),
-                Next::Empty => break,
+                Next::Picture(_) => {
+                    ring.skip_to_keyframe(cursor);
+                }
+                Next::Skipped(_) => {}
+                Next::Empty => return written,
             }
         }
     }

@@ -97,14 +97,12 @@ impl<P: Clone> GopRing<P> {
     }
 
     /// Gives up what this reader has not read: on at the newest keyframe it has not seen, else at the next one to come.
-    /// Returns how many pictures are passed over for certain.
-    pub fn skip_to_keyframe(&self, cursor: &mut Cursor) -> u64 {
+    pub fn skip_to_keyframe(&self, cursor: &mut Cursor) {
         let from = cursor.next;
         *cursor = match self.newest_keyframe().filter(|&at| at >= from) {
             Some(next) => Cursor { next, awaits_keyframe: false },
             None => Cursor { next: self.end(), awaits_keyframe: true },
         };
-        cursor.next - from
     }
 
     /// Whether this reader waits for a keyframe that is not there yet.
@@ -181,7 +179,7 @@ mod tests {
         let (mut ring, now) = ring(100, "Kpp");
         let mut cursor = ring.join(now, FRESH);
         ring.read(&mut cursor);
-        assert_eq!(ring.skip_to_keyframe(&mut cursor), 2);
+        ring.skip_to_keyframe(&mut cursor);
         assert_eq!(ring.read(&mut cursor), Next::Empty);
         ring.push(now, true, 3);
         assert_eq!(ring.read(&mut cursor), Next::Picture(3));

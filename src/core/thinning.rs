@@ -17,6 +17,8 @@ const BAD_LOSS: f32 = 0.20;
 const BAD_REPORTS: u32 = 2;
 const FIRST_THINNING: Duration = Duration::from_secs(4);
 const LONGEST_THINNING: Duration = Duration::from_secs(60);
+/// Keyframes asked for by others come more often than a thinned viewer's link can bear.
+const KEYFRAME_SPACING: Duration = Duration::from_millis(1900);
 /// So long without a bad report, and the link counts as good again.
 const GOOD_AFTER: Duration = Duration::from_secs(30);
 
@@ -26,11 +28,12 @@ pub struct Thinning {
     last_bad_at: Option<Instant>,
     until: Option<Instant>,
     next: Duration,
+    keyframe_taken_at: Option<Instant>,
 }
 
 impl Default for Thinning {
     fn default() -> Self {
-        Self { bad_reports: 0, last_bad_at: None, until: None, next: FIRST_THINNING }
+        Self { bad_reports: 0, last_bad_at: None, until: None, next: FIRST_THINNING, keyframe_taken_at: None }
     }
 }
 
@@ -56,7 +59,22 @@ impl Thinning {
         }
     }
 
-    /// Whether only keyframes are to be sent now.
+    /// Whether this viewer is to get this picture.
+    pub fn takes(&mut self, is_keyframe: bool, now: Instant) -> bool {
+        if self.is_thinned(now) {
+            let spaced = |at| now.saturating_duration_since(at) >= KEYFRAME_SPACING;
+            if !is_keyframe || !self.keyframe_taken_at.is_none_or(spaced) {
+                return false;
+            }
+        }
+        if is_keyframe {
+            self.keyframe_taken_at = Some(now);
+        }
+        true
+    }
+
+    /// Whether only keyframes, and not all of them, are to be sent now. Such a viewer's own requests for keyframes are not
+    /// heeded: the next one comes anyway, and the others would pay for it.
     pub fn is_thinned(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }
@@ -104,6 +122,18 @@ mod tests {
             waits.push((now - start).as_secs());
         }
         assert_eq!(waits, [4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn a_thinned_viewer_gets_keyframes_with_time_between_them_and_nothing_else() {
+        let (mut thinning, now) = (Thinning::default(), Instant::now());
+        thinning.handle_report(0.5, now);
+        thinning.handle_report(0.5, now);
+        assert!(thinning.takes(true, now));
+        assert!(!thinning.takes(false, now));
+        assert!(!thinning.takes(true, now + S));
+        assert!(thinning.takes(true, now + 2 * S));
+        assert!(thinning.takes(false, now + 4 * S));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) enum Heard {
     /// One lost packet (RFC 4585, section 6.2.1).
     Nack { sequence_number: u16 },
     /// How our stream arrives (RFC 3550, section 6.4.1).
-    Report { ssrc: u32, fraction_lost: f32, last_sender_report: u32, delay: u32 },
+    Report { ssrc: u32, fraction_lost: f32, last_sequence_number: u32, last_sender_report: u32, delay: u32 },
 }
 
 /// The peer's end.
@@ -82,6 +82,7 @@ impl From<&ReceptionReport> for Heard {
         Self::Report {
             ssrc: block.ssrc,
             fraction_lost: f32::from(block.fraction_lost) / 256.0,
+            last_sequence_number: block.last_sequence_number,
             last_sender_report: block.last_sender_report,
             delay: block.delay,
         }

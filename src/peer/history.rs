@@ -59,8 +59,12 @@ impl History {
         }) {
             self.sent.pop_front();
         }
-        self.budget = (self.budget + payload.len() as f64 * REPEAT_SHARE).min(REPEAT_SAVINGS);
         self.sent.push_back(Sent { sequence_number, timestamp, marker, payload, sent_at: now });
+    }
+
+    /// So many bytes of the stream went by, sent or not.
+    pub(super) fn earn(&mut self, bytes: usize) {
+        self.budget = (self.budget + bytes as f64 * REPEAT_SHARE).min(REPEAT_SAVINGS);
     }
 
     /// A measured round trip (RFC 3550, section 6.4.1), smoothed as RFC 6298, section 2.3 does.
@@ -147,6 +151,7 @@ mod tests {
             for (back, wait) in asks {
                 now += MS * wait;
                 history.push(next, 0, false, Bytes::from_static(&[0; 1000]), now);
+                history.earn(1000);
                 sent += 1000.0;
                 if let Repeat::Send(packet) = history.repeat(next.wrapping_sub(back), now) {
                     repeated += packet.payload.len() as f64;

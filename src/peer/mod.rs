@@ -116,6 +116,10 @@ impl Picture {
     pub fn is_keyframe(&self) -> bool {
         self.is_keyframe
     }
+
+    pub fn bytes(&self) -> usize {
+        self.payloads.iter().map(Bytes::len).sum()
+    }
 }
 
 /// A datagram to send.
@@ -144,6 +148,7 @@ pub struct Peer {
     events: VecDeque<PeerEvent>,
     /// What part of the packets the viewer missed, as of its last report.
     fraction_lost: Option<f32>,
+    reported_up_to: Option<u32>,
     connected: bool,
     counters: Arc<ViewerCounters>,
 }
@@ -190,6 +195,7 @@ impl Peer {
             history: History::new(),
             events: VecDeque::new(),
             fraction_lost: None,
+            reported_up_to: None,
             connected: false,
             counters,
         };
@@ -215,12 +221,8 @@ impl Peer {
     }
 
     pub fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, data: &[u8], now: Instant) {
-        let transport = TransportContext {
-            local_addr: to,
-            peer_addr: from,
-            transport_protocol: TransportProtocol::UDP,
-            ecn: None,
-        };
+        let transport =
+            TransportContext { local_addr: to, peer_addr: from, transport_protocol: TransportProtocol::UDP, ecn: None };
         if let Err(error) = self.connection.handle_read(TaggedBytesMut { now, transport, message: data.into() }) {
             debug!(%error, "datagram not taken");
         }
@@ -263,6 +265,11 @@ impl Peer {
         }
         self.counters.units_sent.add(1);
         self.report(timestamp, now);
+    }
+
+    /// So much of the stream went by, sent to this viewer or not: repeats may take a share of it.
+    pub fn earn(&mut self, bytes: usize) {
+        self.history.earn(bytes);
     }
 
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
@@ -339,8 +346,13 @@ impl Peer {
             match heard {
                 Heard::KeyframeWanted => self.events.push_back(PeerEvent::KeyframeWanted),
                 Heard::Nack { sequence_number } => self.repeat(sequence_number, now),
-                Heard::Report { ssrc, fraction_lost, last_sender_report, delay } if ssrc == self.stream.ssrc => {
-                    self.fraction_lost = Some(fraction_lost);
+                Heard::Report { ssrc, fraction_lost, last_sequence_number, last_sender_report, delay }
+                    if ssrc == self.stream.ssrc =>
+                {
+                    // A report in which nothing new arrived tells nothing.
+                    if self.reported_up_to.replace(last_sequence_number) != Some(last_sequence_number) {
+                        self.fraction_lost = Some(fraction_lost);
+                    }
                     if last_sender_report != 0 {
                         let sent_and_held = last_sender_report.wrapping_add(delay);
                         let round_trip = self.stream.short_ntp(now).wrapping_sub(sent_and_held);
@@ -536,10 +548,10 @@ fn add_track(
         rtx: stream.rtx.as_ref().map(|rtx| RTCRtpRtxParameters { ssrc: rtx.ssrc }),
         ..Default::default()
     };
-    let encoding =
-        RTCRtpEncodingParameters { rtp_coding_parameters: coding, codec: h264(video), ..Default::default() };
+    let encoding = RTCRtpEncodingParameters { rtp_coding_parameters: coding, codec: h264(video), ..Default::default() };
     let name = |what: &str| format!("edgecam-{what}");
-    let track = MediaStreamTrack::new(name("stream"), name("video"), name("video"), RtpCodecKind::Video, vec![encoding]);
+    let track =
+        MediaStreamTrack::new(name("stream"), name("video"), name("video"), RtpCodecKind::Video, vec![encoding]);
     let init = RTCRtpTransceiverInit { direction: RTCRtpTransceiverDirection::Sendonly, ..Default::default() };
     let transceiver = connection.add_transceiver_from_track(track, Some(init))?;
     let sender = connection.rtp_transceiver(transceiver).and_then(|transceiver| transceiver.sender());

@@ -1,0 +1,286 @@
+//! A publisher, a camera and some viewers on a simulated network, in virtual time: a minute takes a moment, and each run
+//! with the same seed goes the same way but for the keys.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use edgecam::core::access_unit::{AccessUnit, Bitrate};
+use edgecam::core::capture::Demand;
+use edgecam::core::counters::ViewerCounters;
+use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
+use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, Reply, Request, SessionName, Signal};
+use edgecam::peer::{Identity, PeerSettings, Transmit};
+use edgecam::publisher::{Effect, Publisher, PublisherSettings};
+
+use super::network::{Link, LinkSettings};
+use super::viewer::Viewer;
+
+const FRAME: Duration = Duration::from_nanos(33_333_333);
+/// 2 Mbit/s at 30 pictures a second, keyframes eight times as large.
+const DELTA_BYTES: usize = 7_000;
+const KEYFRAME_BYTES: usize = 56_000;
+const KEYFRAME_EVERY: u64 = 60;
+
+pub struct House {
+    pub publisher: Publisher,
+    pub counters: Arc<ViewerCounters>,
+    pub now: Instant,
+    pub viewers: Vec<Seat>,
+    pub demand: Demand,
+    /// The camera delivers; false: it is unplugged.
+    pub plugged: bool,
+    pub captured: u64,
+    pub keyframes_captured: u64,
+    keyframe_done: u64,
+    next_frame: Instant,
+    flights: BinaryHeap<Reverse<Flight>>,
+    flown: u64,
+}
+
+pub struct Seat {
+    pub viewer: Viewer,
+    pub name: String,
+    pub down: Link,
+    pub up: Link,
+    pub replies: Vec<Reply>,
+    pub bytes_down: usize,
+    /// The viewer's machine is switched off.
+    pub dead: bool,
+}
+
+struct Flight {
+    arrives: Instant,
+    number: u64,
+    from: SocketAddr,
+    to: SocketAddr,
+    data: Vec<u8>,
+}
+
+impl PartialEq for Flight {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+impl Eq for Flight {}
+impl PartialOrd for Flight {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Flight {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.arrives, self.number).cmp(&(other.arrives, other.number))
+    }
+}
+
+pub fn front() -> CameraId {
+    CameraId::new("front").unwrap()
+}
+
+pub fn camera_address() -> SocketAddr {
+    "192.0.2.1:8189".parse().unwrap()
+}
+
+impl House {
+    pub fn new(max_viewers: usize) -> Self {
+        let now = Instant::now();
+        let counters = Arc::<ViewerCounters>::default();
+        let bitrate = Bitrate::from_kbps(2000);
+        let settings = PublisherSettings {
+            sessions: SessionsSettings {
+                cameras: vec![ViewedCamera { id: front(), max_viewers, bitrate }],
+                negotiation_timeout: Duration::from_secs(10),
+                max_negotiations: 16,
+                max_candidates: 64,
+                keyframe_gap: Duration::from_millis(500),
+            },
+            peers: PeerSettings {
+                candidates: vec![camera_address()],
+                epoch: now,
+                identity: Identity::generate().unwrap(),
+            },
+        };
+        Self {
+            publisher: Publisher::new(settings, counters.clone()),
+            counters,
+            now,
+            viewers: Vec::new(),
+            demand: Demand { running: false, bitrate, keyframe: 0 },
+            plugged: true,
+            captured: 0,
+            keyframes_captured: 0,
+            keyframe_done: 0,
+            next_frame: now,
+            flights: BinaryHeap::new(),
+            flown: 0,
+        }
+    }
+
+    /// A new viewer with the same link both ways, who offers at once. Returns its seat.
+    pub fn join(&mut self, link: LinkSettings) -> usize {
+        let seat = self.viewers.len();
+        let address = SocketAddr::from(([198, 51, 100, u8::try_from(seat).unwrap() + 1], 50_000));
+        self.viewers.push(Seat {
+            viewer: Viewer::new(address, self.now),
+            name: format!("viewer-{seat}"),
+            down: Link::new(link, seat as u64 + 1),
+            up: Link::new(LinkSettings { rate: None, ..link }, seat as u64 + 1001),
+            replies: Vec::new(),
+            bytes_down: 0,
+            dead: false,
+        });
+        let sdp = self.viewers[seat].viewer.offer(false, self.now);
+        self.say(seat, Signal::Offer { camera: front(), sdp });
+        let line = self.viewers[seat].viewer.candidate();
+        self.say(seat, Signal::Candidate { line });
+        seat
+    }
+
+    pub fn say(&mut self, seat: usize, signal: Signal) {
+        let from = address_of(&self.viewers[seat].name);
+        let mut sent = Vec::new();
+        self.publisher.handle_request(Request { from, id: None, signal }, self.now, &mut |out| sent.push(out));
+        self.launch(sent);
+        self.carry_out();
+    }
+
+    pub fn restart(&mut self, seat: usize, address: SocketAddr) {
+        self.viewers[seat].viewer.roam(address);
+        let sdp = self.viewers[seat].viewer.offer(true, self.now);
+        self.say(seat, Signal::Restart { sdp });
+    }
+
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.next_event().filter(|&at| at <= end) {
+            self.now = self.now.max(at);
+            self.step();
+        }
+        self.now = end;
+    }
+
+    /// Runs until `done`, which must come true within `limit`; returns how long it took.
+    pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> Duration {
+        let start = self.now;
+        while !done(self) {
+            let at = self.next_event().unwrap_or(start + limit + FRAME);
+            assert!(at <= start + limit, "not within {limit:?}");
+            self.now = self.now.max(at);
+            self.step();
+        }
+        self.now - start
+    }
+
+    fn next_event(&mut self) -> Option<Instant> {
+        let now = self.now;
+        let viewers =
+            self.viewers.iter_mut().filter(|seat| !seat.dead).filter_map(|seat| seat.viewer.poll_timeout(now));
+        let flights = self.flights.peek().map(|Reverse(flight)| flight.arrives);
+        let frame = self.demand.running.then_some(self.next_frame);
+        viewers.chain(flights).chain(self.publisher.poll_timeout()).chain(frame).min()
+    }
+
+    fn step(&mut self) {
+        let now = self.now;
+        let mut sent = Vec::new();
+        while self.flights.peek().is_some_and(|Reverse(flight)| flight.arrives <= now) {
+            let Some(Reverse(flight)) = self.flights.pop() else { break };
+            if flight.to == camera_address() {
+                self.publisher.handle_datagram(flight.from, flight.to, &flight.data, now, &mut |out| sent.push(out));
+            } else if let Some(seat) =
+                self.viewers.iter_mut().find(|seat| !seat.dead && seat.viewer.address == flight.to)
+            {
+                seat.viewer.handle_datagram(flight.from, &flight.data, now);
+            }
+        }
+        for seat in self.viewers.iter_mut().filter(|seat| !seat.dead) {
+            if seat.viewer.poll_timeout(now).is_some_and(|at| at <= now + Duration::from_millis(1)) {
+                seat.viewer.handle_timeout(now);
+            }
+        }
+        if self.publisher.poll_timeout().is_some_and(|at| at <= now) {
+            self.publisher.handle_timeout(now, &mut |out| sent.push(out));
+        }
+        if self.demand.running && self.next_frame <= now {
+            self.next_frame = now + FRAME;
+            if self.plugged {
+                self.capture(&mut sent);
+            }
+        }
+        self.launch(sent);
+        self.carry_out();
+    }
+
+    fn capture(&mut self, sent: &mut Vec<Transmit>) {
+        let is_keyframe = self.captured % KEYFRAME_EVERY == 0 || self.demand.keyframe > self.keyframe_done;
+        self.keyframe_done = self.demand.keyframe;
+        self.captured += 1;
+        self.keyframes_captured += u64::from(is_keyframe);
+        let unit = AccessUnit { captured_at: self.now, is_keyframe, data: picture(is_keyframe) };
+        self.publisher.handle_unit(&front(), &unit, self.now, &mut |out| sent.push(out));
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.publisher.poll_effect() {
+            match effect {
+                Effect::Demand { demand, .. } => self.demand = demand,
+                Effect::Respond(response) => {
+                    let name = &response.to.client.name;
+                    let Some(seat) = self.viewers.iter_mut().find(|seat| *seat.name == **name) else { continue };
+                    if let Reply::Answer { sdp } = &response.reply {
+                        seat.viewer.answer(sdp, self.now);
+                    }
+                    seat.replies.push(response.reply);
+                }
+            }
+        }
+        for at in 0..self.viewers.len() {
+            while let Some((to, data)) = self.viewers[at].viewer.poll_transmit() {
+                let seat = &mut self.viewers[at];
+                let from = seat.viewer.address;
+                if !seat.dead
+                    && to == camera_address()
+                    && let Some(arrives) = seat.up.carry(data.len(), self.now)
+                {
+                    self.fly(from, to, data, arrives);
+                }
+            }
+        }
+    }
+
+    fn launch(&mut self, sent: Vec<Transmit>) {
+        for Transmit { from, to, data } in sent {
+            let Some(seat) = self.viewers.iter_mut().find(|seat| seat.viewer.address == to) else { continue };
+            seat.bytes_down += data.len();
+            if let Some(arrives) = seat.down.carry(data.len(), self.now) {
+                self.fly(from, to, data.to_vec(), arrives);
+            }
+        }
+    }
+
+    fn fly(&mut self, from: SocketAddr, to: SocketAddr, data: Vec<u8>, arrives: Instant) {
+        self.flown += 1;
+        self.flights.push(Reverse(Flight { arrives, number: self.flown, from, to, data }));
+    }
+}
+
+pub fn address_of(name: &str) -> Address {
+    let client = ClientId { link: LinkId::WebSocket, name: name.into() };
+    Address { client, session: SessionName::new("tile-1").unwrap() }
+}
+
+/// Annex B of the right shape and size; what is in the slices does not matter here.
+fn picture(is_keyframe: bool) -> Bytes {
+    let mut data = Vec::new();
+    if is_keyframe {
+        data.extend([0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80]);
+    }
+    let (kind, bytes) = if is_keyframe { (0x65, KEYFRAME_BYTES) } else { (0x41, DELTA_BYTES) };
+    data.extend([0, 0, 0, 1, kind]);
+    data.resize(data.len() + bytes, 0xAA);
+    data.into()
+}

@@ -1,0 +1,265 @@
+//! The real publisher and peers against viewers on a simulated network, in virtual time.
+#![allow(clippy::disallowed_methods, reason = "a test is where virtual time begins")]
+
+#[allow(unreachable_pub, dead_code, reason = "shared by several test programs")]
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Signal};
+use support::house::{House, front};
+use support::network::LinkSettings;
+
+const S: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+fn lan() -> LinkSettings {
+    LinkSettings { delay: MS, ..Default::default() }
+}
+
+fn pictures(house: &House, seat: usize) -> usize {
+    house.viewers[seat].viewer.received.pictures().len()
+}
+
+#[test]
+fn a_viewer_on_a_good_network_gets_every_picture_from_a_keyframe_on() {
+    let mut house = House::new(8);
+    let ann = house.join(lan());
+    house.run_for(10 * S);
+    let received = &house.viewers[ann].viewer.received;
+    assert!(received.pictures()[0].1, "begins with a keyframe");
+    assert!(
+        received.pictures().len() as u64 >= house.captured - 5,
+        "{} of {}",
+        received.pictures().len(),
+        house.captured
+    );
+    assert_eq!(received.duplicates, 0);
+}
+
+#[test]
+fn the_first_picture_comes_without_waiting_for_a_timer() {
+    let mut house = House::new(8);
+    house.join(lan());
+    house.run_for(5 * S);
+    let bob = house.join(lan());
+    let took = house.run_until(S, |house| pictures(house, bob) > 0);
+    assert!(took < 80 * MS, "{took:?}");
+}
+
+#[test]
+fn a_clock_runs_through_the_pictures_at_90_khz() {
+    let mut house = House::new(8);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    let pictures = house.viewers[ann].viewer.received.pictures();
+    for pair in pictures.windows(2) {
+        let ticks = pair[1].0.wrapping_sub(pair[0].0);
+        assert!((2999..=3001).contains(&ticks), "{ticks} ticks in 33.3 ms");
+    }
+}
+
+#[test]
+fn random_loss_is_mended_by_retransmission() {
+    for (loss, least) in [(0.02, 0.99), (0.05, 0.97)] {
+        let mut house = House::new(8);
+        let ann = house.join(LinkSettings { delay: 20 * MS, loss, ..Default::default() });
+        house.run_for(30 * S);
+        let part = pictures(&house, ann) as f64 / house.captured as f64;
+        assert!(part >= least, "{loss}: {part} {:?}", house.counters);
+    }
+}
+
+#[test]
+fn reordering_costs_no_picture_and_hardly_a_repeat() {
+    let mut house = House::new(8);
+    let ann = house.join(LinkSettings { delay: 10 * MS, jitter: 8 * MS, ..Default::default() });
+    house.run_for(10 * S);
+    assert!(
+        pictures(&house, ann) as u64 >= house.captured - 10,
+        "{} of {} {:?}",
+        pictures(&house, ann),
+        house.captured,
+        house.counters
+    );
+}
+
+#[test]
+fn a_slow_viewer_still_sees_keyframes_and_costs_the_fast_one_nothing() {
+    let mut house = House::new(8);
+    let fast = house.join(lan());
+    let slow = house.join(LinkSettings { delay: 30 * MS, rate: Some(1_000_000.0), ..Default::default() });
+    house.run_for(60 * S);
+    assert!(pictures(&house, fast) as u64 >= house.captured - 5, "{} of {}", pictures(&house, fast), house.captured);
+    let keyframes = house.viewers[slow].viewer.received.keyframes();
+    assert!(keyframes >= 6, "{keyframes} keyframes in a minute");
+    assert!(house.counters.units_skipped.get() > 1000, "the rest was not even sent");
+    // The stream is 2.2 Mbit/s, the link 1: what is sent must not be a multiple of what was encoded.
+    let sent = house.viewers[slow].bytes_down as f64 * 8.0 / 60.0;
+    assert!(sent < 2_500_000.0, "{sent} bit/s");
+}
+
+#[test]
+fn no_packet_goes_out_twice_within_a_round_trip_however_often_it_is_asked_for() {
+    let mut house = House::new(8);
+    let slow = house.join(LinkSettings { delay: 50 * MS, rate: Some(1_500_000.0), ..Default::default() });
+    house.run_for(30 * S);
+    let counters = &house.counters;
+    assert!(counters.retransmissions_refused.get() > 0, "there was something to refuse");
+    let encoded = 30.0 * 2_200_000.0 / 8.0;
+    let sent = house.viewers[slow].bytes_down as f64;
+    assert!(sent < encoded * 1.3, "{sent} bytes of a stream of {encoded}");
+}
+
+#[test]
+fn a_viewer_who_asks_for_a_keyframe_gets_one_at_once_and_a_storm_gets_two_a_second() {
+    let mut house = House::new(8);
+    let ann = house.join(lan());
+    house.run_for(1500 * MS);
+    let before = house.viewers[ann].viewer.received.keyframes();
+    let now = house.now;
+    house.viewers[ann].viewer.ask_for_keyframe(now);
+    house.viewers[ann].viewer.handle_timeout(now);
+    house.run_until(100 * MS, |house| house.viewers[ann].viewer.received.keyframes() > before);
+    let asked = house.demand.keyframe;
+    for _ in 0..500 {
+        let now = house.now;
+        house.viewers[ann].viewer.ask_for_keyframe(now);
+        house.run_for(2 * MS);
+    }
+    assert!(house.demand.keyframe - asked <= 2, "{} in a second", house.demand.keyframe - asked);
+}
+
+#[test]
+fn a_viewer_who_vanishes_frees_its_place_within_35_seconds() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    house.viewers[ann].dead = true;
+    let took = house.run_until(35 * S, |house| house.publisher.viewers(&front()) == 0);
+    assert!(took > 5 * S, "a short silence is forgiven: {took:?}");
+    assert_eq!(house.viewers[ann].replies.last(), Some(&Reply::Bye(CloseReason::Lost)));
+    assert!(!house.demand.running);
+}
+
+#[test]
+fn a_viewer_who_closes_its_connection_frees_its_place_at_once() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    house.viewers[ann].viewer.close();
+    let took = house.run_until(S, |house| house.publisher.viewers(&front()) == 0);
+    assert!(took < 100 * MS, "{took:?}");
+}
+
+#[test]
+fn a_viewer_who_changes_networks_restarts_ice_and_keeps_its_session() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    let roamed: SocketAddr = "203.0.113.9:40000".parse().unwrap();
+    house.restart(ann, roamed);
+    assert!(matches!(house.viewers[ann].replies.last(), Some(Reply::Answer { .. })));
+    let before = pictures(&house, ann);
+    house.run_until(2 * S, |house| pictures(house, ann) > before + 10);
+    assert_eq!(house.publisher.viewers(&front()), 1);
+    house.run_for(40 * S);
+    assert!(!house.viewers[ann].replies.iter().any(|reply| matches!(reply, Reply::Bye(_))), "the session goes on");
+}
+
+#[test]
+fn a_viewer_behind_a_hidden_address_is_found_by_its_own_checks() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.say(ann, Signal::Candidate { line: "candidate:2 1 udp 1 3f2a.local 50000 typ host".into() });
+    house.run_until(S, |house| pictures(house, ann) > 0);
+}
+
+#[test]
+fn an_unplugged_camera_keeps_its_viewers_and_goes_on_with_a_keyframe() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    house.plugged = false;
+    let now = house.now;
+    house.publisher.handle_camera_lost(&front(), "unplugged", now, &mut drop);
+    house.run_for(60 * S);
+    let before = pictures(&house, ann);
+    house.plugged = true;
+    let now = house.now;
+    house.publisher.handle_camera_back(&front(), now, &mut drop);
+    house.run_until(3 * S, |house| pictures(house, ann) > before + 10);
+    let lost = Reply::Notice(Notice::CameraLost { reason: "unplugged".into() });
+    let notices: Vec<_> = house.viewers[ann].replies.iter().filter(|reply| matches!(reply, Reply::Notice(_))).collect();
+    assert_eq!(notices, [&lost, &Reply::Notice(Notice::CameraBack)]);
+}
+
+#[test]
+fn a_ninth_viewer_is_refused_and_the_eight_lose_nothing() {
+    let mut house = House::new(8);
+    for _ in 0..8 {
+        house.join(lan());
+    }
+    house.run_for(3 * S);
+    let ninth = house.join(lan());
+    assert!(matches!(house.viewers[ninth].replies[..], [Reply::Rejected(RejectReason::Full { limit: 8, .. }), ..]));
+    let before: Vec<_> = (0..8).map(|seat| pictures(&house, seat)).collect();
+    let captured = house.captured;
+    house.run_for(5 * S);
+    for (seat, before) in before.into_iter().enumerate() {
+        let got = (pictures(&house, seat) - before) as u64;
+        assert!(got >= house.captured - captured - 2, "viewer {seat}: {got}");
+    }
+}
+
+#[test]
+fn bad_offers_and_candidates_are_told_their_fault_and_disturb_nobody() {
+    let mut house = House::new(8);
+    let ann = house.join(lan());
+    house.run_for(2 * S);
+    let good = support::viewer::Viewer::new("198.51.100.99:9".parse().unwrap(), house.now).offer(false, house.now);
+    for sdp in [
+        String::new(),
+        "\u{0}\u{1}binary".to_owned(),
+        "v=0\r\n".to_owned(),
+        "v=0\r\n".repeat(10_000),
+        good.replace("H264", "VP8"),
+        good.replace("recvonly", "sendonly"),
+        good.replace("m=video", "m=audio"),
+        good.replace("a=ice-pwd", "a=x"),
+    ] {
+        let from = support::house::address_of("mallory");
+        let request = edgecam::core::signal::Request { from, id: None, signal: Signal::Offer { camera: front(), sdp } };
+        let now = house.now;
+        house.publisher.handle_request(request, now, &mut drop);
+        let refused = std::iter::from_fn(|| house.publisher.poll_effect()).any(|effect| {
+            matches!(effect, edgecam::publisher::Effect::Respond(response) if matches!(response.reply, Reply::Rejected(_)))
+        });
+        assert!(refused);
+    }
+    house.say(ann, Signal::Candidate { line: "candidate:rubbish".into() });
+    assert!(matches!(house.viewers[ann].replies.last(), Some(Reply::Rejected(RejectReason::BadCandidate(_)))));
+    let before = pictures(&house, ann);
+    house.run_for(S);
+    assert!(pictures(&house, ann) > before + 25);
+    assert_eq!(house.publisher.viewers(&front()), 1);
+}
+
+#[test]
+fn random_datagrams_do_no_harm() {
+    use rand::{RngExt, SeedableRng};
+    let mut house = House::new(8);
+    let ann = house.join(lan());
+    house.run_for(2 * S);
+    let mut random = rand::rngs::SmallRng::seed_from_u64(7);
+    let (theirs, ours) = (house.viewers[ann].viewer.address, support::house::camera_address());
+    for _ in 0..2000 {
+        let data: Vec<u8> = (0..random.random_range(0..200)).map(|_| random.random()).collect();
+        let now = house.now;
+        house.publisher.handle_datagram(theirs, ours, &data, now, &mut drop);
+    }
+    let before = pictures(&house, ann);
+    house.run_for(S);
+    assert!(pictures(&house, ann) > before + 25);
+}
