@@ -1,5 +1,7 @@
 //! edgecam: a camera in a browser, from a small Linux board.
 
 pub mod core;
+pub mod hub;
+pub mod net;
 pub mod peer;
 pub mod publisher;

@@ -16,7 +16,8 @@ use crate::core::gop_ring::{Cursor, GopRing, Next};
 use crate::core::sessions::{Output, PeerEvent, SessionId, Sessions, SessionsSettings};
 use crate::core::signal::{CameraId, ClientId, Request, Response};
 use crate::core::thinning::Thinning;
-use crate::peer::{Answer, Peer, PeerSettings, Picture, Transmit};
+use crate::core::transmit::Transmit;
+use crate::peer::{Answer, Peer, PeerSettings, Picture};
 
 /// Pictures kept for those who join or lag: more than the longest time between two keyframes asked for.
 const RING_PICTURES: usize = 64;
@@ -78,6 +79,11 @@ impl Publisher {
             settings,
             counters,
         }
+    }
+
+    /// Where viewers who come from now on are told to reach us.
+    pub fn set_candidates(&mut self, candidates: Vec<SocketAddr>) {
+        self.settings.peers.candidates = candidates;
     }
 
     pub fn handle_request(&mut self, request: Request, now: Instant, send: Sender<'_>) {

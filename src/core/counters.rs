@@ -1,6 +1,7 @@
 //! What is counted, as plain atomics that any thread may add to; `telemetry` turns them into metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A number that only goes up, or (through [`Count::set`]) a level.
 #[derive(Debug, Default)]
@@ -17,6 +18,45 @@ impl Count {
 
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How often a duration fell into each of a fixed row of classes.
+#[derive(Debug)]
+pub struct Histogram {
+    /// One for each of `BOUNDS`, and one for what is above them all.
+    classes: [Count; Self::BOUNDS.len() + 1],
+    sum_us: Count,
+}
+
+impl Histogram {
+    /// Upper bounds in microseconds, each about 1.4 times the one before.
+    pub const BOUNDS: [u64; 22] = [
+        50, 70, 100, 140, 200, 280, 400, 500, 700, 1000, 1400, 2000, 3000, 4000, 5500, 7500, 10_000, 14_000, 20_000, 33_000,
+        50_000, 100_000,
+    ];
+
+    pub fn observe(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let class = Self::BOUNDS.partition_point(|&bound| bound < us);
+        self.classes[class].add(1);
+        self.sum_us.add(us);
+    }
+
+    /// For each bound how many were not above it, then how many there were in all; and their sum.
+    pub fn cumulative(&self) -> ([u64; Self::BOUNDS.len() + 1], Duration) {
+        let mut total = 0;
+        let counts = std::array::from_fn(|class| {
+            total += self.classes[class].get();
+            total
+        });
+        (counts, Duration::from_micros(self.sum_us.get()))
+    }
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { classes: std::array::from_fn(|_| Count::default()), sum_us: Count::default() }
     }
 }
 
@@ -55,4 +95,23 @@ pub struct ViewerCounters {
     pub nacks_received: Count,
     /// PLI and FIR received, before merging.
     pub keyframe_requests: Count,
+    /// From the encoder's output to the picture's last packet handed to the kernel.
+    pub send_delay: Histogram,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_each_duration_in_its_class_and_all_above() {
+        let histogram = Histogram::default();
+        for us in [10, 50, 51, 1_000_000] {
+            histogram.observe(Duration::from_micros(us));
+        }
+        let (counts, sum) = histogram.cumulative();
+        assert_eq!(counts[..3], [2, 3, 3]);
+        assert_eq!(counts[Histogram::BOUNDS.len()], 4);
+        assert_eq!(sum, Duration::from_micros(1_000_111));
+    }
 }

@@ -10,3 +10,4 @@ pub mod session;
 pub mod sessions;
 pub mod signal;
 pub mod thinning;
+pub mod transmit;

@@ -46,6 +46,7 @@ use crate::core::access_unit::AccessUnit;
 use crate::core::counters::ViewerCounters;
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
+use crate::core::transmit::Transmit;
 
 /// RTP payload bytes of a packet: with RTP, SRTP, UDP and IPv6 headers below the 1280 bytes that any path carries.
 const PAYLOAD_SIZE: usize = 1180;
@@ -120,15 +121,6 @@ impl Picture {
     pub fn bytes(&self) -> usize {
         self.payloads.iter().map(Bytes::len).sum()
     }
-}
-
-/// A datagram to send.
-#[derive(Debug)]
-pub struct Transmit {
-    /// One of the candidates' addresses.
-    pub from: SocketAddr,
-    pub to: SocketAddr,
-    pub data: BytesMut,
 }
 
 /// An answer, and what tells the datagrams of its viewer from those of others.

@@ -13,7 +13,8 @@ use edgecam::core::capture::Demand;
 use edgecam::core::counters::ViewerCounters;
 use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
 use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, Reply, Request, SessionName, Signal};
-use edgecam::peer::{Identity, PeerSettings, Transmit};
+use edgecam::core::transmit::Transmit;
+use edgecam::peer::{Identity, PeerSettings};
 use edgecam::publisher::{Effect, Publisher, PublisherSettings};
 
 use super::network::{Link, LinkSettings};

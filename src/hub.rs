@@ -1,0 +1,130 @@
+//! Where camera threads and the engine meet: a short queue a camera, and one bell for all.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::core::access_unit::AccessUnit;
+use crate::core::counters::CameraCounters;
+use crate::core::signal::CameraId;
+
+/// Access units that may wait for the engine: two seconds' worth, so only a stuck engine fills it.
+const CAPACITY: usize = 64;
+
+/// The queues of all cameras. When one is full it is emptied and takes nothing until the next keyframe, so that no viewer
+/// is ever handed a picture whose reference is missing.
+#[derive(Debug)]
+pub struct Hub {
+    queues: Mutex<BTreeMap<CameraId, Queue>>,
+    bell: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    units: VecDeque<Delivery>,
+    broken: bool,
+}
+
+/// An access unit, and when the encoder gave it out.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub unit: AccessUnit,
+    pub encoded_at: Instant,
+}
+
+impl Hub {
+    pub fn new(cameras: impl IntoIterator<Item = CameraId>) -> Arc<Self> {
+        let queues = cameras.into_iter().map(|camera| (camera, Queue::default())).collect();
+        Arc::new(Self { queues: Mutex::new(queues), bell: Notify::new() })
+    }
+
+    /// What a camera calls with each picture, on its own thread. Never waits longer than for a moment's lock.
+    pub fn sink(
+        self: &Arc<Self>,
+        camera: CameraId,
+        counters: Arc<CameraCounters>,
+    ) -> Arc<dyn Fn(AccessUnit) + Send + Sync> {
+        let hub = self.clone();
+        Arc::new(move |unit| {
+            counters.units_captured.add(1);
+            counters.bytes_captured.add(unit.data.len() as u64);
+            counters.keyframes_captured.add(u64::from(unit.is_keyframe));
+            #[expect(clippy::disallowed_methods, reason = "here a picture enters from its thread: an edge")]
+            let encoded_at = Instant::now();
+            hub.push(&camera, Delivery { unit, encoded_at });
+        })
+    }
+
+    /// Waits until something was pushed since the last call.
+    pub async fn changed(&self) {
+        self.bell.notified().await;
+    }
+
+    /// Everything that waits, each camera's in its order.
+    pub fn take(&self) -> Vec<(CameraId, Delivery)> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = queues.iter_mut().flat_map(|(camera, queue)| queue.units.drain(..).map(|unit| (camera.clone(), unit)));
+        all.collect()
+    }
+
+    fn push(&self, camera: &CameraId, delivery: Delivery) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(queue) = queues.get_mut(camera) {
+            queue.push(delivery);
+        }
+        drop(queues);
+        self.bell.notify_one();
+    }
+}
+
+impl Queue {
+    fn push(&mut self, delivery: Delivery) {
+        if self.units.len() == CAPACITY {
+            self.units.clear();
+            self.broken = true;
+        }
+        if self.broken && !delivery.unit.is_keyframe {
+            return;
+        }
+        self.broken = false;
+        self.units.push_back(delivery);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(is_keyframe: bool) -> AccessUnit {
+        AccessUnit { captured_at: Instant::now(), is_keyframe, data: bytes::Bytes::from_static(&[0]) }
+    }
+
+    #[tokio::test]
+    async fn the_bell_rings_for_what_was_pushed_before_anybody_listened() {
+        let front = CameraId::new("front").unwrap();
+        let hub = Hub::new([front.clone()]);
+        let counters = Arc::<CameraCounters>::default();
+        hub.sink(front, counters.clone())(unit(true));
+        hub.changed().await;
+        assert_eq!(hub.take().len(), 1);
+        assert_eq!((counters.units_captured.get(), counters.keyframes_captured.get()), (1, 1));
+    }
+
+    #[test]
+    fn an_overfull_queue_goes_on_at_a_keyframe() {
+        let front = CameraId::new("front").unwrap();
+        let hub = Hub::new([front.clone()]);
+        let sink = hub.sink(front, Arc::default());
+        for _ in 0..=CAPACITY {
+            sink(unit(false));
+        }
+        assert_eq!(hub.take().len(), 0);
+        sink(unit(false));
+        sink(unit(true));
+        sink(unit(false));
+        let kinds: Vec<_> = hub.take().into_iter().map(|(_, delivery)| delivery.unit.is_keyframe).collect();
+        assert_eq!(kinds, [true, false]);
+    }
+}
