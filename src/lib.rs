@@ -1,5 +1,7 @@
 //! edgecam: a camera in a browser, from a small Linux board.
 
 pub mod core;
+pub mod http;
 pub mod peer;
 pub mod publisher;
+pub mod signaling;
