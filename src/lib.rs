@@ -1,7 +1,9 @@
 //! edgecam: a camera in a browser, from a small Linux board.
 
 pub mod core;
+pub mod http;
 pub mod hub;
 pub mod net;
 pub mod peer;
 pub mod publisher;
+pub mod signaling;

@@ -74,6 +74,8 @@ pub struct CameraCounters {
     pub failed: Count,
     /// Level: sessions that hold a place.
     pub viewers: Count,
+    /// Level: the bitrate asked of the encoder; zero before it ran.
+    pub bitrate_kbps: Count,
 }
 
 /// The whole daemon's figures about viewers.
@@ -114,4 +116,24 @@ mod tests {
         assert_eq!(counts[Histogram::BOUNDS.len()], 4);
         assert_eq!(sum, Duration::from_micros(1_000_111));
     }
+}
+
+/// What the ways in are used for, and what they turn away.
+#[derive(Debug, Default)]
+pub struct LinkCounters {
+    /// Level: TCP connections that hold a place, WebSockets among them.
+    pub connections: Count,
+    /// Connections turned away because all places, or all of one address, were taken.
+    pub connections_refused: Count,
+    /// Connections cut off because the other end sent its request, or took its answer, too slowly.
+    pub connections_cut: Count,
+    pub sockets_opened: Count,
+    pub sockets_closed: Count,
+    /// Level: WHEP sessions that have a URL.
+    pub whep_sessions: Count,
+    /// WebSocket messages, and those answered with an error by the link itself.
+    pub messages: Count,
+    pub messages_refused: Count,
+    /// Requests without a sufficient token, or from a foreign page.
+    pub denied: Count,
 }

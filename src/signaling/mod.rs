@@ -1,0 +1,155 @@
+//! The ways in: each turns bytes into [`Request`]s for the engine and [`Response`]s into bytes, and decides nothing about viewers.
+//!
+//! A link checks what a rim must check (size, rate, token, form) and hands the rest through one bounded channel. What comes back
+//! goes through the client's own bounded outbox; a client that does not empty it loses its sessions, and nobody else notices.
+
+pub mod access;
+mod api;
+pub mod ice_servers;
+mod pace;
+mod problem;
+mod rim;
+pub mod sdpfrag;
+pub mod token;
+mod websocket;
+pub mod whep;
+pub mod wire;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::Router;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::access::Access;
+use self::ice_servers::{IceServer, OfferedServer};
+use crate::core::capture::CameraStatus;
+use crate::core::counters::{CameraCounters, LinkCounters};
+use crate::core::signal::{CameraId, ClientId, RejectReason, Request, Response};
+
+/// What the links tell the engine.
+#[derive(Debug)]
+pub enum Inbound {
+    /// Responses to this request, and everything its session is told later, go into `outbox`.
+    Request { request: Request, outbox: Outbox },
+    /// The client's connection is gone, and all its sessions with it.
+    Left { client: ClientId },
+}
+
+/// Where the engine puts a client's responses, with `try_send`: a full one is a client that does not take them.
+pub type Outbox = mpsc::Sender<Response>;
+
+/// What the links know of a camera.
+#[derive(Clone, Debug)]
+pub struct CameraBoard {
+    pub id: CameraId,
+    pub max_viewers: usize,
+    pub status: watch::Receiver<CameraStatus>,
+    pub counters: Arc<CameraCounters>,
+}
+
+/// Everything the links need. Cheap to share, never changed.
+#[derive(Debug)]
+pub struct Links {
+    /// This daemon's name.
+    pub device: String,
+    pub cameras: Vec<CameraBoard>,
+    pub engine: mpsc::Sender<Inbound>,
+    pub access: Access,
+    pub ice_servers: Vec<IceServer>,
+    pub settings: LinkSettings,
+    pub counters: Arc<LinkCounters>,
+    /// Counts the sockets' and sessions' tasks, so that stopping waits for them.
+    pub tasks: TaskTracker,
+    pub stopping: CancellationToken,
+}
+
+/// The links' limits.
+#[derive(Clone, Debug)]
+pub struct LinkSettings {
+    /// ICE candidates a viewer may send in one session; named to viewers in `welcome`.
+    pub max_candidates: usize,
+    /// From a socket's first byte to a good token.
+    pub auth_timeout: Duration,
+    pub ping_interval: Duration,
+    /// A socket from which nothing came for so long is closed.
+    pub idle_timeout: Duration,
+    /// Messages a second on one socket, and how many may come at once: a page that opens eight pictures sends about a hundred.
+    pub messages_per_s: u32,
+    pub message_burst: u32,
+    /// For a request's whole body.
+    pub body_timeout: Duration,
+    /// For the engine's answer to an HTTP request.
+    pub answer_timeout: Duration,
+    /// WHEP sessions that may have a URL at one time, over all cameras.
+    pub max_whep_sessions: usize,
+}
+
+impl Default for LinkSettings {
+    fn default() -> Self {
+        Self {
+            max_candidates: 64,
+            auth_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(45),
+            messages_per_s: 20,
+            message_burst: 128,
+            body_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(10),
+            max_whep_sessions: 256,
+        }
+    }
+}
+
+/// `/ws`, `/whep/<camera>` with its session URLs, and `/api/cameras`.
+///
+/// The router needs the caller's address as `ConnectInfo<IpAddr>` on every request; `http.rs` puts it there.
+pub fn router(links: Links) -> Router {
+    let links = Arc::new(links);
+    Router::new()
+        .merge(websocket::router(Arc::clone(&links)))
+        .merge(whep::router(Arc::clone(&links)))
+        .merge(api::router(links))
+}
+
+impl Links {
+    fn camera(&self, id: &CameraId) -> Option<&CameraBoard> {
+        self.cameras.iter().find(|camera| camera.id == *id)
+    }
+
+    fn offered_servers(&self) -> Vec<OfferedServer> {
+        self.ice_servers.iter().map(|server| server.offered(wall_clock())).collect()
+    }
+
+    /// Hands a request to the engine. A client waits a moment for room in the channel, which slows down this one only.
+    async fn submit(&self, request: Request, outbox: Outbox) -> Result<(), RejectReason> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        match timeout(PATIENCE, self.engine.send(Inbound::Request { request, outbox })).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(RejectReason::ShuttingDown),
+            Err(_) => Err(RejectReason::Busy { retry_after: PATIENCE }),
+        }
+    }
+}
+
+/// A name that cannot be guessed: 128 bits of the operating system's randomness, stretched by a CSPRNG.
+fn unguessable_name() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a link is an edge: tokens and credentials are checked when they come in"
+)]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+/// The same clock that the runtime's timers follow, so that tests can turn both.
+#[expect(clippy::disallowed_methods, reason = "a link is an edge: rates are counted when messages come in")]
+fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

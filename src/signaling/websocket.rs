@@ -1,0 +1,353 @@
+//! `GET /ws`: the envelope over a WebSocket (RFC 6455). One socket is one client, with any number of sessions.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{ConnectInfo, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response as HttpResponse};
+use axum::routing::get;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::access::{Denied, permit};
+use super::pace::{Pace, Rate};
+use super::problem::Problem;
+use super::token::{Grant, Permission};
+use super::wire::{self, Fault, Incoming, Outgoing, Said, Welcome};
+use super::{Inbound, LinkSettings, Links, Outbox, clock, rim, unguessable_name};
+use crate::core::signal::{
+    Address, CameraId, ClientId, Correlation, LinkId, RejectReason, Reply, Request, Response, Signal,
+};
+
+/// The subprotocol that is agreed when a client offers one.
+const PROTOCOL: &str = "edgecam";
+
+/// A client that cannot wait with its first message may offer its token as a second subprotocol with this prefix.
+const TOKEN_PROTOCOL: &str = "bearer.";
+
+/// A client that leaves so many responses untaken loses its sessions.
+const OUTBOX: usize = 64;
+
+/// For the engine's last words when the device stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(super) fn router(links: Arc<Links>) -> Router {
+    Router::new().route("/ws", get(open)).with_state(links)
+}
+
+async fn open(
+    State(links): State<Arc<Links>>,
+    ConnectInfo(caller): ConnectInfo<IpAddr>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> HttpResponse {
+    if let Err(denied) = rim::admit_page(&links, &headers) {
+        return Problem::from(denied).into_response();
+    }
+    if links.stopping.is_cancelled() {
+        return Problem::from(RejectReason::ShuttingDown).into_response();
+    }
+    let offered = upgrade.requested_protocols().filter_map(|protocol| protocol.to_str().ok());
+    let token = offered.filter_map(|protocol| protocol.strip_prefix(TOKEN_PROTOCOL)).next().map(str::to_owned);
+    // axum's own task carries the socket; the token makes stopping wait for it all the same.
+    let running = links.tasks.token();
+    upgrade
+        .protocols([PROTOCOL])
+        // Up to twice the limit, a message is answered with words; beyond, the connection ends in the middle of it.
+        .max_message_size(2 * wire::MAX_MESSAGE)
+        .max_frame_size(2 * wire::MAX_MESSAGE)
+        .read_buffer_size(8 * 1024)
+        .on_upgrade(move |socket| async move {
+            links.counters.sockets_opened.add(1);
+            Conversation::new(Arc::clone(&links), caller).run(socket, token).await;
+            links.counters.sockets_closed.add(1);
+            drop(running);
+        })
+}
+
+/// One client from its first word to its last.
+struct Conversation {
+    links: Arc<Links>,
+    caller: IpAddr,
+    client: ClientId,
+    outbox: Outbox,
+    responses: mpsc::Receiver<Response>,
+    grant: Option<Grant>,
+    /// The camera named in `hello`.
+    camera: Option<CameraId>,
+    /// The client speaks without an envelope.
+    bare: bool,
+    pace: Pace,
+}
+
+/// Why a conversation is over.
+enum End {
+    /// The other side is gone; there is nobody to tell.
+    Gone,
+    Closed {
+        code: u16,
+        reason: &'static str,
+    },
+    /// Said in an `error` first.
+    Fault(Fault),
+}
+
+impl Conversation {
+    fn new(links: Arc<Links>, caller: IpAddr) -> Self {
+        let (outbox, responses) = mpsc::channel(OUTBOX);
+        let client = ClientId { link: LinkId::WebSocket, name: unguessable_name().into() };
+        let grant = (!links.access.needs_token()).then(Grant::everything);
+        let pace = Pace::new(clock());
+        Self { links, caller, client, outbox, responses, grant, camera: None, bare: false, pace }
+    }
+
+    async fn run(mut self, mut socket: WebSocket, token: Option<String>) {
+        let Err(end) = self.talk(&mut socket, token).await;
+        let Self { links, client, .. } = self;
+        // The sessions end first: their places are free while the socket says goodbye. The wait is for room in the channel.
+        let _gone = links.engine.send(Inbound::Left { client }).await;
+        say_goodbye(socket, end).await;
+    }
+
+    async fn talk(&mut self, socket: &mut WebSocket, token: Option<String>) -> Result<Infallible, End> {
+        if let Some(token) = token {
+            self.introduce(Some(&token), &None)?;
+        }
+        let mut timers = Timers::start(&self.links.settings);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.links.stopping.cancelled() => return Err(self.last_words(socket).await),
+                Some(response) = self.responses.recv() => {
+                    send(socket, &Outgoing::Response(&response), self.bare).await?;
+                }
+                received = socket.recv() => {
+                    timers.heard(&self.links.settings);
+                    self.handle(received, socket).await?;
+                }
+                () = sleep_until(timers.next(self.grant.is_some())) => {
+                    timers.ring(self.grant.is_some(), &self.links.settings)?;
+                    socket.send(Message::Ping("".into())).await.map_err(|_| End::Gone)?;
+                }
+            }
+        }
+    }
+
+    async fn handle(
+        &mut self,
+        received: Option<Result<Message, axum::Error>>,
+        socket: &mut WebSocket,
+    ) -> Result<(), End> {
+        let text = match received {
+            None | Some(Ok(Message::Close(_))) => return Err(End::Gone),
+            Some(Err(error)) => return Err(fault(&None, "unreadable", format!("the message cannot be read: {error}"))),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return self.keep_pace(),
+            Some(Ok(Message::Binary(_))) => {
+                self.keep_pace()?;
+                let message = "messages are JSON in text frames, not binary ones".to_owned();
+                return self.refuse(socket, Fault { code: "not-json", message, ..no_fault() }).await;
+            }
+            Some(Ok(Message::Text(text))) => text,
+        };
+        self.keep_pace()?;
+        self.links.counters.messages.add(1);
+        match wire::decode(text.as_bytes()) {
+            Ok(incoming) => self.answer(incoming, socket).await,
+            Err(unreadable) => self.refuse(socket, unreadable.into()).await,
+        }
+    }
+
+    async fn answer(&mut self, Incoming { id, said, bare }: Incoming, socket: &mut WebSocket) -> Result<(), End> {
+        self.bare |= bare;
+        match said {
+            Said::Hello { token, camera } => {
+                self.introduce(token.as_ref().map(|token| token.0.as_str()), &id)?;
+                self.camera = camera.or(self.camera.take());
+                send(socket, &Outgoing::Welcome { id, welcome: &self.welcome() }, false).await
+            }
+            said => {
+                let Some(grant) = &self.grant else { return Err(denied(&id, &Denied::TokenNeeded)) };
+                let (session, signal) = match said {
+                    Said::Ping => return send(socket, &Outgoing::Pong { id }, false).await,
+                    Said::Offer { session, camera, sdp } => {
+                        let Some(camera) = camera.or_else(|| self.camera.clone()).or_else(|| self.first_camera(grant))
+                        else {
+                            return self.refuse(socket, fault_of(&id, &Denied::NotAllowed)).await;
+                        };
+                        if let Err(denied) = permit(grant, Permission::View, &camera) {
+                            self.links.counters.denied.add(1);
+                            return self
+                                .refuse(socket, Fault { session: Some(session), ..fault_of(&id, &denied) })
+                                .await;
+                        }
+                        (session, Signal::Offer { camera, sdp })
+                    }
+                    Said::Candidate { session, line } => (session, Signal::Candidate { line }),
+                    Said::Restart { session, sdp } => (session, Signal::Restart { sdp }),
+                    Said::Bye { session } => (session, Signal::Bye),
+                    Said::Hello { .. } => return Ok(()),
+                };
+                let from = Address { client: self.client.clone(), session };
+                self.submit(Request { from, id, signal }, socket).await
+            }
+        }
+    }
+
+    async fn submit(&self, request: Request, socket: &mut WebSocket) -> Result<(), End> {
+        let (to, id) = (request.from.clone(), request.id.clone());
+        match self.links.submit(request, self.outbox.clone()).await {
+            Ok(()) => Ok(()),
+            Err(reason) => {
+                let response = Response { to, id, reply: Reply::Rejected(reason) };
+                send(socket, &Outgoing::Response(&response), self.bare).await
+            }
+        }
+    }
+
+    /// Checks a token. One that is no good ends the conversation; none at all keeps what was granted before.
+    fn introduce(&mut self, token: Option<&str>, id: &Correlation) -> Result<(), End> {
+        if token.is_none() && self.grant.is_some() {
+            return Ok(());
+        }
+        let admitted = rim::admit(&self.links, token, Some(self.caller));
+        self.grant = Some(admitted.map_err(|reason| denied(id, &reason))?);
+        Ok(())
+    }
+
+    fn welcome(&self) -> Welcome {
+        let covers = |camera: &&CameraId| self.grant.as_ref().is_some_and(|grant| grant.covers(camera));
+        Welcome {
+            device: self.links.device.clone(),
+            cameras: self.links.cameras.iter().map(|board| &board.id).filter(covers).cloned().collect(),
+            ice_servers: self.links.offered_servers(),
+            max_candidates: self.links.settings.max_candidates,
+            idle_ms: self.links.settings.idle_timeout.as_millis(),
+        }
+    }
+
+    fn first_camera(&self, grant: &Grant) -> Option<CameraId> {
+        self.links.cameras.iter().map(|board| &board.id).find(|camera| grant.covers(camera)).cloned()
+    }
+
+    fn keep_pace(&mut self) -> Result<(), End> {
+        let LinkSettings { messages_per_s, message_burst, .. } = self.links.settings;
+        let rate = Rate::new(Duration::from_secs(1) / messages_per_s, message_burst);
+        let now = clock();
+        if !self.pace.wait(rate, now).is_zero() {
+            return Err(fault(&None, "rate-limited", format!("more than {messages_per_s} messages a second")));
+        }
+        self.pace.count(rate, now);
+        Ok(())
+    }
+
+    async fn refuse(&self, socket: &mut WebSocket, fault: Fault) -> Result<(), End> {
+        self.links.counters.messages_refused.add(1);
+        send(socket, &Outgoing::Error(fault), self.bare).await
+    }
+
+    /// The engine says bye to every session and lets go of the outbox; that is passed on before the socket closes.
+    async fn last_words(&mut self, socket: &mut WebSocket) -> End {
+        let (unused, _) = mpsc::channel(1);
+        drop(std::mem::replace(&mut self.outbox, unused));
+        let forward = async {
+            while let Some(response) = self.responses.recv().await {
+                send(socket, &Outgoing::Response(&response), self.bare).await?;
+            }
+            Ok::<_, End>(())
+        };
+        let _in_time = timeout(LAST_WORDS, forward).await;
+        End::Closed { code: close_code::AWAY, reason: "shutting-down" }
+    }
+}
+
+/// When a socket has to be looked at.
+struct Timers {
+    ping_at: Instant,
+    idle_at: Instant,
+    token_at: Instant,
+}
+
+impl Timers {
+    fn start(settings: &LinkSettings) -> Self {
+        let now = Instant::from_std(clock());
+        Self {
+            ping_at: now + settings.ping_interval,
+            idle_at: now + settings.idle_timeout,
+            token_at: now + settings.auth_timeout,
+        }
+    }
+
+    fn next(&self, admitted: bool) -> Instant {
+        let next = self.ping_at.min(self.idle_at);
+        if admitted { next } else { next.min(self.token_at) }
+    }
+
+    /// Anything that comes, pongs included, is a sign of life.
+    fn heard(&mut self, settings: &LinkSettings) {
+        self.idle_at = Instant::from_std(clock()) + settings.idle_timeout;
+    }
+
+    fn ring(&mut self, admitted: bool, settings: &LinkSettings) -> Result<(), End> {
+        let now = Instant::from_std(clock());
+        if !admitted && now >= self.token_at {
+            return Err(denied(&None, &Denied::TokenNeeded));
+        }
+        if now >= self.idle_at {
+            return Err(End::Closed { code: close_code::AWAY, reason: "idle" });
+        }
+        self.ping_at = now + settings.ping_interval;
+        Ok(())
+    }
+}
+
+/// A write that never ends is cut off below, by the listener.
+async fn send(socket: &mut WebSocket, outgoing: &Outgoing<'_>, bare: bool) -> Result<(), End> {
+    socket.send(Message::Text(wire::encode(outgoing, bare).into())).await.map_err(|_| End::Gone)
+}
+
+async fn say_goodbye(mut socket: WebSocket, end: End) {
+    let (code, reason) = match end {
+        End::Gone => return,
+        End::Closed { code, reason } => (code, reason),
+        End::Fault(fault) => {
+            let code = fault.code;
+            if send(&mut socket, &Outgoing::Error(fault), false).await.is_err() {
+                return;
+            }
+            (close_code::POLICY, code)
+        }
+    };
+    let frame = CloseFrame { code, reason: reason.into() };
+    if socket.send(Message::Close(Some(frame))).await.is_ok() {
+        // Until the other side has read it: a connection closed with unread bytes in it takes our last words along.
+        let drain = async { while let Some(Ok(_)) = socket.recv().await {} };
+        let _in_time = timeout(LAST_WORDS, drain).await;
+    }
+}
+
+fn fault(id: &Correlation, code: &'static str, message: String) -> End {
+    End::Fault(Fault { id: id.clone(), code, message, ..no_fault() })
+}
+
+fn denied(id: &Correlation, denied: &Denied) -> End {
+    End::Fault(fault_of(id, denied))
+}
+
+fn fault_of(id: &Correlation, denied: &Denied) -> Fault {
+    Fault {
+        id: id.clone(),
+        session: None,
+        code: denied.slug(),
+        message: denied.to_string(),
+        retry_after_ms: denied.retry_after().map(|wait| wait.as_millis()),
+    }
+}
+
+fn no_fault() -> Fault {
+    Fault { id: None, session: None, code: "", message: String::new(), retry_after_ms: None }
+}

@@ -1,0 +1,244 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::core::signal::{Address, ClientId, CloseReason, LinkId, RejectReason};
+
+fn session(name: &str) -> SessionName {
+    SessionName::new(name).unwrap()
+}
+
+fn said(message: &str) -> Said {
+    decode(message.as_bytes()).unwrap().said
+}
+
+fn response(reply: Reply) -> Response {
+    let client = ClientId { link: LinkId::WebSocket, name: "c".into() };
+    Response { to: Address { client, session: session("s") }, id: Some("7".into()), reply }
+}
+
+fn encoded(reply: Reply, bare: bool) -> Value {
+    serde_json::from_str(&encode(&Outgoing::Response(&response(reply)), bare)).unwrap()
+}
+
+#[test]
+fn an_offer_carries_the_browsers_own_object() {
+    let message =
+        r#"{"v":1,"id":"a","type":"offer","session":"s","camera":"front","description":{"type":"offer","sdp":"v=0"}}"#;
+    let incoming = decode(message.as_bytes()).unwrap();
+    assert_eq!(incoming.id, Some(Arc::from("a")));
+    let camera = Some(CameraId::new("front").unwrap());
+    assert_eq!(incoming.said, Said::Offer { session: session("s"), camera, sdp: "v=0".into() });
+    assert!(!incoming.bare);
+}
+
+#[test]
+fn every_way_browsers_write_a_candidate_is_understood() {
+    let line = "candidate:1 1 udp 2113937151 10.0.0.2 50000 typ host";
+    let table = [
+        (format!(r#"{{"candidate":"{line}","sdpMid":"0","sdpMLineIndex":0,"usernameFragment":"abcd"}}"#), line),
+        (format!(r#"{{"candidate":"{line}","sdpMid":null,"sdpMLineIndex":null,"new-member":[1]}}"#), line),
+        (r#"{"candidate":"","sdpMid":"0"}"#.into(), ""),
+        (r#"{}"#.into(), ""),
+        ("null".into(), ""),
+    ];
+    for (candidate, wanted) in table {
+        let message = format!(r#"{{"v":1,"type":"candidate","session":"s","candidate":{candidate}}}"#);
+        assert_eq!(said(&message), Said::Candidate { session: session("s"), line: wanted.into() }, "{message}");
+    }
+}
+
+#[test]
+fn a_client_without_envelope_is_understood() {
+    let offer = decode(br#"{"type":"offer","sdp":"v=0"}"#).unwrap();
+    assert!(offer.bare);
+    assert_eq!(offer.said, Said::Offer { session: session(BARE_SESSION), camera: None, sdp: "v=0".into() });
+
+    for (message, line) in [
+        (r#"{"candidate":"candidate:1","sdpMid":"0","sdpMLineIndex":0}"#, "candidate:1"),
+        (r#"{"candidate":{"candidate":"candidate:1","sdpMid":"0"}}"#, "candidate:1"),
+        (r#"{"candidate":null}"#, ""),
+        (r#"{"candidate":"","sdpMid":"0"}"#, ""),
+    ] {
+        assert_eq!(said(message), Said::Candidate { session: session(BARE_SESSION), line: line.into() }, "{message}");
+    }
+}
+
+#[test]
+fn bad_messages_are_named_and_keep_their_id_and_session() {
+    let long_id = format!(r#"{{"v":1,"type":"ping","id":"{}"}}"#, "i".repeat(129));
+    let long_candidate = format!(
+        r#"{{"v":1,"type":"candidate","session":"s","candidate":{{"candidate":"candidate:{}"}}}}"#,
+        "x".repeat(512)
+    );
+    let huge = format!(r#"{{"v":1,"type":"offer","sdp":"{}"}}"#, "x".repeat(1 << 20));
+    let deep = "[".repeat(10_000);
+    let table = [
+        ("", "not-json"),
+        ("hello", "not-json"),
+        ("[1,2]", "not-json"),
+        ("null", "not-json"),
+        ("\u{0}\u{1}", "not-json"),
+        (deep.as_str(), "not-json"),
+        (r#"{"v":1,"type":"ping","type":"ping"}"#, "not-json"),
+        (huge.as_str(), "too-long"),
+        ("{}", "unknown-version"),
+        (r#"{"type":"ping"}"#, "unknown-version"),
+        (r#"{"v":2,"type":"ping"}"#, "unknown-version"),
+        (r#"{"v":"1","type":"ping"}"#, "unknown-version"),
+        (r#"{"v":1}"#, "bad-field"),
+        (r#"{"v":1,"type":7}"#, "bad-field"),
+        (r#"{"v":1,"type":"dance"}"#, "unknown-type"),
+        (r#"{"v":1,"type":"answer","session":"s"}"#, "unknown-type"),
+        (r#"{"v":1,"type":"ping","id":7}"#, "bad-field"),
+        (long_id.as_str(), "bad-field"),
+        (r#"{"v":1,"type":"bye"}"#, "bad-field"),
+        (r#"{"v":1,"type":"bye","session":""}"#, "bad-field"),
+        (r#"{"v":1,"type":"bye","session":"a b"}"#, "bad-field"),
+        (r#"{"v":1,"type":"hello","token":5}"#, "bad-field"),
+        (r#"{"v":1,"type":"hello","camera":"../etc"}"#, "bad-field"),
+        (r#"{"v":1,"type":"offer","session":"s"}"#, "bad-field"),
+        (r#"{"v":1,"type":"offer","session":"s","description":"v=0"}"#, "bad-field"),
+        (r#"{"v":1,"type":"offer","session":"s","description":{"type":"answer","sdp":"v=0"}}"#, "bad-field"),
+        (r#"{"v":1,"type":"offer","session":"s","description":{"type":"offer"}}"#, "bad-field"),
+        (r#"{"v":1,"type":"offer","session":"s","description":{"type":"offer","sdp":[1]}}"#, "bad-field"),
+        (r#"{"v":1,"type":"candidate","session":"s","candidate":7}"#, "bad-field"),
+        (r#"{"v":1,"type":"candidate","session":"s","candidate":{"candidate":"a=b"}}"#, "bad-field"),
+        (long_candidate.as_str(), "bad-field"),
+        (r#"{"type":"answer","sdp":"v=0"}"#, "bad-field"),
+    ];
+    for (message, code) in table {
+        let shown: String = message.chars().take(120).collect();
+        let unreadable = decode(message.as_bytes()).expect_err(&shown);
+        let fault = Fault::from(unreadable);
+        assert_eq!(fault.code, code, "{shown}: {}", fault.message);
+        assert!(fault.message.len() < 300, "{}", fault.message);
+    }
+
+    let unreadable = decode(br#"{"v":1,"id":"x","type":"dance","session":"s"}"#).unwrap_err();
+    assert_eq!((unreadable.id.as_deref(), unreadable.session), (Some("x"), Some(session("s"))));
+}
+
+#[test]
+fn a_message_that_is_too_long_is_not_even_looked_at() {
+    let nonsense = vec![b'{'; MAX_MESSAGE + 1];
+    assert!(matches!(decode(&nonsense).unwrap_err().error, WireError::TooLong(len) if len == MAX_MESSAGE + 1));
+}
+
+#[test]
+fn an_answer_to_a_bare_client_is_what_a_browser_takes() {
+    let answer = Reply::Answer { sdp: "v=0".into() };
+    assert_eq!(encoded(answer.clone(), true)["sdp"], "v=0");
+    let enveloped = encoded(answer, false);
+    assert_eq!(enveloped["description"], json!({ "type": "answer", "sdp": "v=0" }));
+    assert_eq!((&enveloped["session"], &enveloped["id"], &enveloped["v"]), (&json!("s"), &json!("7"), &json!(1)));
+}
+
+#[test]
+fn a_rejection_says_when_to_try_again() {
+    let full = encoded(Reply::Rejected(RejectReason::Full { limit: 8, retry_after: Duration::from_secs(10) }), false);
+    assert_eq!((&full["type"], &full["code"]), (&json!("error"), &json!("full")));
+    assert_eq!(full["retry_after_ms"], 10_000);
+    let hopeless = encoded(Reply::Rejected(RejectReason::NoCommonCodec), false);
+    assert!(hopeless.get("retry_after_ms").is_none());
+}
+
+#[test]
+fn what_the_camera_says_by_itself_has_its_own_words() {
+    let lost = encoded(Reply::Notice(Notice::CameraLost { reason: "unplugged".into() }), false);
+    assert_eq!(
+        (&lost["type"], &lost["state"], &lost["message"]),
+        (&json!("state"), &json!("camera-lost"), &json!("unplugged"))
+    );
+    assert_eq!(encoded(Reply::Notice(Notice::CameraBack), false)["state"], "camera-back");
+    assert_eq!(encoded(Reply::Bye(CloseReason::Lost), false)["reason"], "lost");
+}
+
+#[test]
+fn a_token_does_not_show_in_debug_output() {
+    let hello = decode(br#"{"v":1,"type":"hello","token":"secret-token"}"#).unwrap();
+    assert!(!format!("{hello:?}").contains("secret"));
+}
+
+/// Every example in the manual is read: the viewer's messages by the decoder, the camera's against the encoder.
+#[test]
+fn the_manual_shows_messages_as_they_are() {
+    let manual = include_str!("../../docs/signaling.md");
+    let (mut from_viewer, mut from_camera) = (Vec::new(), Vec::new());
+    for example in manual.split("```json").skip(1) {
+        let (header, rest) = example.split_once('\n').unwrap();
+        let text = rest.split("```").next().unwrap();
+        let json: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let kind = json["type"].as_str().unwrap_or("candidate").to_owned();
+        match header.trim() {
+            "viewer" => {
+                decode(text.as_bytes()).unwrap_or_else(|error| panic!("{:?}: {text}", error.error));
+                from_viewer.push(kind);
+            }
+            "camera" => {
+                let ours = ours_like(&json);
+                assert_eq!(keys(&json), keys(&ours), "the manual shows {text}, we send {ours}");
+                from_camera.push(kind);
+            }
+            "api" => {}
+            other => panic!("an example has no sender: {other:?}"),
+        }
+    }
+    for kind in ["hello", "offer", "candidate", "restart", "bye", "ping"] {
+        assert!(from_viewer.iter().any(|shown| shown == kind), "no example of {kind}");
+    }
+    for kind in ["welcome", "answer", "state", "bye", "pong", "error"] {
+        assert!(from_camera.iter().any(|shown| shown == kind), "no example of {kind}");
+    }
+}
+
+/// A message of ours with the type of `example`.
+fn ours_like(example: &Value) -> Value {
+    let bare = example.get("sdp").is_some();
+    let text = match example["type"].as_str().unwrap() {
+        "welcome" => {
+            let server = OfferedServer {
+                urls: vec!["turn:turn.example.org".into()],
+                username: Some("u".into()),
+                credential: Some("c".into()),
+            };
+            let welcome = Welcome {
+                device: "d".into(),
+                cameras: vec![],
+                ice_servers: vec![server],
+                max_candidates: 64,
+                idle_ms: 45_000,
+            };
+            encode(&Outgoing::Welcome { id: Some("1".into()), welcome: &welcome }, false)
+        }
+        "pong" => encode(&Outgoing::Pong { id: Some("1".into()) }, false),
+        "answer" => encode(&Outgoing::Response(&response(Reply::Answer { sdp: "v=0".into() })), bare),
+        "state" if example["state"] == "camera-back" => {
+            encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(Notice::CameraBack)) }), false)
+        }
+        "state" => {
+            let lost = Notice::CameraLost { reason: "gone".into() };
+            encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(lost)) }), false)
+        }
+        "bye" => {
+            let bye = Reply::Bye(CloseReason::Shutdown);
+            encode(&Outgoing::Response(&Response { id: None, ..response(bye) }), false)
+        }
+        "error" => {
+            let full = RejectReason::Full { limit: 8, retry_after: Duration::from_secs(10) };
+            encode(&Outgoing::Response(&response(Reply::Rejected(full))), false)
+        }
+        other => panic!("we send no {other}"),
+    };
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    if bare && example.get("id").is_none() {
+        json.as_object_mut().unwrap().remove("id");
+    }
+    json
+}
+
+fn keys(json: &Value) -> Vec<&str> {
+    let mut keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
