@@ -93,11 +93,18 @@ pub struct Response {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// An SDP offer to receive this camera.
-    Offer { camera: CameraId, sdp: String },
+    Offer {
+        camera: CameraId,
+        sdp: String,
+    },
     /// A trickled ICE candidate, the attribute's value (`candidate:…`, RFC 8839, section 5.1); empty: no more will come.
-    Candidate { line: String },
+    Candidate {
+        line: String,
+    },
     /// A new offer with new ICE credentials for a live session (RFC 8839, section 4.4.1.1.1).
-    Restart { sdp: String },
+    Restart {
+        sdp: String,
+    },
     Bye,
 }
 
@@ -105,7 +112,9 @@ pub enum Signal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// Answers `Offer` and `Restart`; holds every candidate of the camera.
-    Answer { sdp: String },
+    Answer {
+        sdp: String,
+    },
     Rejected(RejectReason),
     /// The camera went or came back; the session stays.
     Notice(Notice),
