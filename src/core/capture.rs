@@ -236,6 +236,10 @@ impl Capture {
         matches!(self.phase, Phase::Running { .. })
     }
 
+    pub fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing(_))
+    }
+
     /// What is told to the world.
     pub fn state(&self, now: Instant) -> CameraState {
         match &self.phase {
