@@ -1,5 +1,6 @@
 //! edgecam: a camera in a browser, from a small Linux board.
 
+pub mod camera;
 pub mod core;
 pub mod http;
 pub mod hub;

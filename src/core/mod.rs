@@ -3,6 +3,8 @@
 //! Time always arrives as an argument, so every rule here is tested in microseconds.
 
 pub mod access_unit;
+pub mod annex_b;
+pub mod backoff;
 pub mod capture;
 pub mod counters;
 pub mod gop_ring;

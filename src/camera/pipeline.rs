@@ -1,0 +1,490 @@
+//! The GStreamer graph from lens to access unit. Beside [`encoder`](super::encoder), the only file that names elements.
+//!
+//! ```text
+//! videotestsrc ─ caps ─ drawing ─┐
+//! v4l2src ─ caps (raw) ──────────┼─ leaky queue ─ (convert) ─ encoder ─┐
+//! v4l2src ─ caps (JPEG) ─────────┴─ leaky queue ─ jpegdec ─ convert ───┤
+//! v4l2src ─ caps (H.264) ──────────────────────────────────────────────┴─ h264parse ─ appsink
+//! ```
+//!
+//! When the encoder is late, the queue drops raw pictures. Behind the encoder nothing waits and nothing is dropped, since each
+//! picture there is needed to decode the next: the sink is called from the thread that encodes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app as gst_app;
+use gstreamer_video as gst_video;
+use gstreamer_video::prelude::*;
+use tokio_util::sync::CancellationToken;
+use tracing::{Span, debug, warn};
+
+use super::encoder::{EncodeSettings, Encoder, Kind, Picture};
+use super::input::{Choice, Encoding, FourCc};
+use super::test_source::Canvas;
+use super::{Feed, SourceError, VideoSource, device, now};
+use crate::core::access_unit::Bitrate;
+use crate::core::annex_b::Contents;
+
+/// How long a source may take from its start to its first picture.
+const FIRST_PICTURE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a graph is to be made of.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) capture: CapturePlan,
+    /// `None`: the camera's own H.264 is passed through.
+    pub(super) encoder: Option<(Kind, EncodeSettings)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum CapturePlan {
+    Test(Picture),
+    Device {
+        path: PathBuf,
+        choice: Choice,
+        /// Pictures go from camera to encoder as DMABUFs, uncopied. Needs a hardware encoder and a camera whose buffers it can read.
+        dmabuf: bool,
+    },
+}
+
+/// Starts GStreamer; once is enough, again does no harm.
+pub(super) fn init() -> Result<(), SourceError> {
+    gst::init().map_err(|error| SourceError::NoGstreamer(error.into()))
+}
+
+/// A running graph. Whatever may wait for a driver happens on a thread of its own, which listens to the bus.
+pub(super) struct Pipeline {
+    wishes: Arc<Wishes>,
+    bus: gst::Bus,
+    watcher: JoinHandle<()>,
+}
+
+/// What the source was asked for and has not done yet. The latest wish counts.
+#[derive(Default)]
+struct Wishes {
+    /// In kbit/s; 0: no change.
+    bitrate: AtomicU32,
+    keyframe: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Pipeline {
+    /// Starts the graph and waits for its first picture.
+    pub(super) fn open(plan: &Plan, feed: Feed, stopping: &CancellationToken) -> Result<Self, SourceError> {
+        let running = Running::start(plan, feed, stopping)?;
+        let wishes = Arc::new(Wishes::default());
+        let bus = running.bus.clone();
+        let watcher = std::thread::Builder::new().name("camera".into()).spawn({
+            let (wishes, span) = (Arc::clone(&wishes), Span::current());
+            move || span.in_scope(|| running.watch(&wishes))
+        });
+        let watcher = watcher.map_err(|error| SourceError::Graph(format!("no thread: {error}")))?;
+        Ok(Self { wishes, bus, watcher })
+    }
+
+    fn wake(&self) {
+        let wish = gst::message::Application::new(gst::Structure::new_empty(WISH));
+        if let Err(error) = self.bus.post(wish) {
+            debug!(%error, "the bus is closed");
+        }
+    }
+}
+
+impl VideoSource for Pipeline {
+    fn set_bitrate(&mut self, bitrate: Bitrate) {
+        self.wishes.bitrate.store(bitrate.kbps().max(1), Ordering::Release);
+        self.wake();
+    }
+
+    fn request_keyframe(&mut self) {
+        self.wishes.keyframe.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn stop(self: Box<Self>) {
+        self.wishes.stop.store(true, Ordering::Release);
+        self.wake();
+        if self.watcher.join().is_err() {
+            warn!("the camera's thread had panicked");
+        }
+    }
+}
+
+/// Names of our own messages on the bus.
+const WISH: &str = "edgecam-wish";
+const FIRST_PICTURE: &str = "edgecam-first-picture";
+
+/// A graph that plays, until this is dropped.
+struct Running {
+    pipeline: gst::Pipeline,
+    bus: gst::Bus,
+    encoder: Option<Encoder>,
+    feed: Feed,
+    device: Option<PathBuf>,
+}
+
+impl Running {
+    fn start(plan: &Plan, feed: Feed, stopping: &CancellationToken) -> Result<Self, SourceError> {
+        init()?;
+        let pipeline = gst::Pipeline::new();
+        let bus = pipeline.bus().ok_or_else(|| SourceError::Graph("a pipeline without a bus".into()))?;
+        // The clock that `Instant` reads too, whatever clocks elements may offer.
+        pipeline.use_clock(Some(&gst::SystemClock::obtain()));
+        let encoder = build(&pipeline, plan, output(feed.clone(), bus.clone()))?;
+        let device = match &plan.capture {
+            CapturePlan::Test(_) => None,
+            CapturePlan::Device { path, .. } => Some(path.clone()),
+        };
+        let running = Self { pipeline, bus, encoder, feed, device };
+        running.wait_for_first_picture(stopping)?;
+        Ok(running)
+    }
+
+    fn wait_for_first_picture(&self, stopping: &CancellationToken) -> Result<(), SourceError> {
+        // A refused start has its reason on the bus, which the loop finds.
+        let start = self.pipeline.set_state(gst::State::Playing);
+        let give_up_at = now() + FIRST_PICTURE_WITHIN;
+        let kinds = [gst::MessageType::Error, gst::MessageType::Eos, gst::MessageType::Application];
+        loop {
+            match self.bus.timed_pop_filtered(gst::ClockTime::from_mseconds(50), &kinds) {
+                Some(message) => match message.view() {
+                    gst::MessageView::Application(own)
+                        if own.structure().is_some_and(|s| s.name() == FIRST_PICTURE) =>
+                    {
+                        return Ok(());
+                    }
+                    gst::MessageView::Error(error) => return Err(self.failure(error)),
+                    gst::MessageView::Eos(_) => return Err(ended()),
+                    _ => {}
+                },
+                None if start.is_err() => return Err(SourceError::Graph("it does not start".into())),
+                None if stopping.is_cancelled() => return Err(SourceError::Stopping),
+                None if now() >= give_up_at => return Err(SourceError::NoPicture { within: FIRST_PICTURE_WITHIN }),
+                None => {}
+            }
+        }
+    }
+
+    /// Fulfils wishes and reports failures, until told to stop.
+    fn watch(self, wishes: &Wishes) {
+        let kinds =
+            [gst::MessageType::Error, gst::MessageType::Eos, gst::MessageType::Warning, gst::MessageType::Application];
+        while !wishes.stop.load(Ordering::Acquire) {
+            let Some(message) = self.bus.timed_pop_filtered(gst::ClockTime::NONE, &kinds) else { continue };
+            match message.view() {
+                gst::MessageView::Application(_) => self.fulfil(wishes),
+                gst::MessageView::Error(error) => self.feed.failed(self.failure(error)),
+                gst::MessageView::Eos(_) => self.feed.failed(ended()),
+                gst::MessageView::Warning(warning) => {
+                    debug!(element = %name_of(warning.src()), message = %warning.error(), "GStreamer warns");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn fulfil(&self, wishes: &Wishes) {
+        let bitrate = wishes.bitrate.swap(0, Ordering::AcqRel);
+        let keyframe = wishes.keyframe.swap(false, Ordering::AcqRel);
+        let Some(encoder) = &self.encoder else {
+            debug!("the camera's own H.264 follows neither bitrate nor requests for keyframes");
+            return;
+        };
+        if bitrate > 0 {
+            encoder.set_bitrate(Bitrate::from_kbps(bitrate));
+        }
+        if keyframe {
+            encoder.request_keyframe();
+        }
+    }
+
+    /// What an error on the bus means for the owner.
+    fn failure(&self, error: &gst::message::Error) -> SourceError {
+        let (element, message) = (name_of(error.src()), error.error());
+        let detail = error.debug().unwrap_or_default();
+        // The first line says where in GStreamer's source it happened, the second what the system said.
+        let detail = detail.lines().nth(1).unwrap_or(&detail).to_owned();
+        let is_camera = error.src().is_some_and(|src| src.type_().name() == "GstV4l2Src");
+        if let Some(path) = self.device.clone().filter(|_| is_camera) {
+            if message.kind::<gst::ResourceError>() == Some(gst::ResourceError::Busy) || detail.contains("busy") {
+                return SourceError::Busy { holders: device::holders(&path), path };
+            }
+            if !path.exists() || detail.contains("No such device") {
+                return SourceError::Missing { path, seen: device::seen() };
+            }
+        }
+        SourceError::Pipeline { element, message: message.message().trim_end_matches('.').to_owned(), detail }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Returns when each element has closed its device.
+        if let Err(error) = self.pipeline.set_state(gst::State::Null) {
+            warn!(%error, "the pipeline does not stop");
+        }
+    }
+}
+
+fn ended() -> SourceError {
+    SourceError::Graph("its stream ended".into())
+}
+
+fn name_of(source: Option<&gst::Object>) -> String {
+    let factory = source.and_then(|object| object.downcast_ref::<gst::Element>()).and_then(gst::Element::factory);
+    factory.map_or_else(|| "GStreamer".to_owned(), |factory| factory.name().to_string())
+}
+
+/// Puts the elements together; the encoder among them is what can be steered later.
+fn build(pipeline: &gst::Pipeline, plan: &Plan, sink: gst_app::AppSink) -> Result<Option<Encoder>, SourceError> {
+    let encoder = plan.encoder.as_ref().map(|(kind, settings)| Encoder::new(*kind, settings)).transpose()?;
+    let mut chain = match &plan.capture {
+        CapturePlan::Test(picture) => test_source(picture)?,
+        CapturePlan::Device { path, choice, dmabuf } => device_source(path, choice, *dmabuf)?,
+    };
+    if let Some(encoder) = &encoder {
+        chain.push(leaky_queue()?);
+        match &plan.capture {
+            CapturePlan::Test(_) => chain.extend(conversion(Some("I420"), encoder, false)?),
+            CapturePlan::Device { choice, dmabuf, .. } => {
+                if choice.encoding == Encoding::Mjpeg {
+                    chain.push(element("jpegdec")?);
+                }
+                chain.extend(conversion(raw_name(choice.format), encoder, *dmabuf)?);
+                if *dmabuf {
+                    encoder.import_dmabuf();
+                }
+            }
+        }
+        chain.extend(encoder.elements());
+    }
+    chain.extend(parser()?);
+    add_and_link(pipeline, chain, sink.upcast_ref())?;
+    Ok(encoder)
+}
+
+fn test_source(picture: &Picture) -> Result<Vec<gst::Element>, SourceError> {
+    let source = element("videotestsrc")?;
+    source.set_property("is-live", true);
+    // Colour bars with a field of noise, which keeps an encoder as busy as a lively scene does.
+    source.set_property_from_str("pattern", "smpte");
+    let caps = element("capsfilter")?;
+    caps.set_property("caps", raw_caps("I420", picture));
+    let pad = caps.static_pad("src").ok_or_else(|| SourceError::Graph("a filter without an outlet".into()))?;
+    let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::I420, picture.width, picture.height).build();
+    let info = info.map_err(|_| SourceError::Graph(format!("no picture is {}x{}", picture.width, picture.height)))?;
+    let number = AtomicU16::new(0);
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, probe| {
+        if let Some(buffer) = probe.buffer_mut() {
+            draw(buffer, &info, number.fetch_add(1, Ordering::Relaxed));
+        }
+        gst::PadProbeReturn::Ok
+    });
+    Ok(vec![source, caps])
+}
+
+fn draw(buffer: &mut gst::Buffer, info: &gst_video::VideoInfo, number: u16) {
+    let Ok(mut frame) = gst_video::VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), info) else { return };
+    let [luma_stride, chroma_stride] = [0, 1].map(|plane| frame.plane_stride()[plane] as usize);
+    let (width, height) = (frame.width() as usize, frame.height() as usize);
+    let [luma, u, v, _] = frame.planes_data_mut();
+    let mut canvas = Canvas { luma, chroma: [u, v], luma_stride, chroma_stride, width, height };
+    canvas.draw(wall_ms(), number);
+}
+
+/// Milliseconds since 1970.
+fn wall_ms() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "the test picture shows the wall clock")]
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since_1970.map_or(0, |time| time.as_millis() as u64)
+}
+
+fn device_source(path: &Path, choice: &Choice, dmabuf: bool) -> Result<Vec<gst::Element>, SourceError> {
+    let source = element("v4l2src")?;
+    source.set_property("device", path.display().to_string());
+    source.set_property_from_str("io-mode", if dmabuf { "dmabuf" } else { "mmap" });
+    let media = match choice.encoding {
+        Encoding::H264 => gst::Caps::builder("video/x-h264"),
+        Encoding::Mjpeg => gst::Caps::builder("image/jpeg"),
+        Encoding::Raw => gst::Caps::builder("video/x-raw").field_if_some("format", raw_name(choice.format)),
+    };
+    // The rate is named always: left alone, some drivers keep a slow one (vivid 5 fps).
+    let rate = choice.rate.and_then(fraction);
+    let caps = media
+        .field("width", choice.width.cast_signed())
+        .field("height", choice.height.cast_signed())
+        .field_if_some("framerate", rate)
+        .build();
+    let filter = element("capsfilter")?;
+    filter.set_property("caps", caps);
+    Ok(vec![source, filter])
+}
+
+/// What turns raw pictures into such as the encoder takes; `format` is `None` where only the decoder knows it.
+fn conversion(format: Option<&str>, encoder: &Encoder, dmabuf: bool) -> Result<Vec<gst::Element>, SourceError> {
+    if format.is_some_and(|format| encoder.takes(format)) {
+        return Ok(Vec::new());
+    }
+    let target = if encoder.takes("NV12") { "NV12" } else { "I420" };
+    let caps = element("capsfilter")?;
+    caps.set_property("caps", gst::Caps::builder("video/x-raw").field("format", target).build());
+    // The Pi's picture processor converts without the processor's help.
+    let hardware =
+        (encoder.kind() == Kind::V4l2).then(|| gst::ElementFactory::make("v4l2convert").build().ok()).flatten();
+    if let Some(convert) = hardware {
+        if dmabuf {
+            convert.set_property_from_str("output-io-mode", "dmabuf-import");
+        }
+        return Ok(vec![convert, caps]);
+    }
+    Ok(vec![element("videoconvert")?, caps])
+}
+
+/// Holds two raw pictures; when a third comes before the encoder is ready, the oldest goes.
+fn leaky_queue() -> Result<gst::Element, SourceError> {
+    let queue = element("queue")?;
+    queue.set_property_from_str("leaky", "downstream");
+    queue.set_property("max-size-buffers", 2u32);
+    queue.set_property("max-size-bytes", 0u32);
+    queue.set_property("max-size-time", 0u64);
+    Ok(queue)
+}
+
+/// Makes whole access units in Annex B form of whatever H.264 comes, with parameter sets before each keyframe.
+pub(super) fn parser() -> Result<Vec<gst::Element>, SourceError> {
+    let parse = element("h264parse")?;
+    parse.set_property("config-interval", -1i32);
+    let caps = element("capsfilter")?;
+    let byte_stream = gst::Caps::builder("video/x-h264").field("stream-format", "byte-stream").field("alignment", "au");
+    caps.set_property("caps", byte_stream.build());
+    Ok(vec![parse, caps])
+}
+
+/// Hands each access unit on, from the thread that made it.
+fn output(feed: Feed, bus: gst::Bus) -> gst_app::AppSink {
+    let mut started_at = None;
+    let mut seen_keyframe = false;
+    let new_sample = move |sink: &gst_app::AppSink| {
+        let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+        let buffer = sample.buffer().ok_or(gst::FlowError::Error)?;
+        // The one copy: a driver's buffer must go back to its driver soon, and the ring keeps pictures for seconds.
+        let data = Bytes::copy_from_slice(&buffer.map_readable().map_err(|_| gst::FlowError::Error)?);
+        let is_keyframe = Contents::of(&data).is_keyframe();
+        if !seen_keyframe && !is_keyframe {
+            // A camera's own H.264 may begin anywhere; nobody can decode it from there.
+            return Ok(gst::FlowSuccess::Ok);
+        }
+        let started_at = *started_at.get_or_insert_with(|| zero_of_running_time(sink));
+        let running_time = sample
+            .segment()
+            .and_then(|segment| segment.downcast_ref::<gst::ClockTime>()?.to_running_time(buffer.pts()?));
+        let captured_at = running_time.map_or_else(now, |time| started_at + Duration::from(time));
+        feed.unit(captured_at, is_keyframe, data);
+        if !seen_keyframe {
+            seen_keyframe = true;
+            let message = gst::message::Application::new(gst::Structure::new_empty(FIRST_PICTURE));
+            bus.post(message).map_err(|_| gst::FlowError::Flushing)?;
+        }
+        Ok(gst::FlowSuccess::Ok)
+    };
+    let callbacks = gst_app::AppSinkCallbacks::builder().new_sample(new_sample).build();
+    gst_app::AppSink::builder().sync(false).max_buffers(1).callbacks(callbacks).build()
+}
+
+/// The instant at which the pipeline's running time was zero.
+fn zero_of_running_time(sink: &gst_app::AppSink) -> Instant {
+    let (Some(clock), Some(base_time)) = (sink.clock(), sink.base_time()) else { return now() };
+    // Two clocks cannot be read at once; of some readings, the one taken quickest is the truest.
+    let readings = (0..5).map(|_| {
+        let (before, time, after) = (now(), clock.time(), now());
+        (after - before, before, time)
+    });
+    let Some((_, at, time)) = readings.min_by_key(|(took, ..)| *took) else { return now() };
+    let running = Duration::from(time.saturating_sub(base_time));
+    at.checked_sub(running).unwrap_or(at)
+}
+
+/// Adds the elements to the pipeline and links them in a row that ends in the sink.
+pub(super) fn add_and_link(
+    pipeline: &gst::Pipeline,
+    mut chain: Vec<gst::Element>,
+    sink: &gst::Element,
+) -> Result<(), SourceError> {
+    chain.push(sink.clone());
+    let graph_error = |error: gst::glib::BoolError| SourceError::Graph(error.to_string());
+    pipeline.add_many(&chain).map_err(graph_error)?;
+    gst::Element::link_many(&chain).map_err(graph_error)
+}
+
+pub(super) fn element(name: &'static str) -> Result<gst::Element, SourceError> {
+    let package = match name {
+        "v4l2src" | "jpegdec" => "gstreamer1.0-plugins-good",
+        "h264parse" => "gstreamer1.0-plugins-bad",
+        "videotestsrc" | "videoconvert" => "gstreamer1.0-plugins-base",
+        _ => "libgstreamer1.0-0",
+    };
+    gst::ElementFactory::make(name).build().map_err(|_| SourceError::NoElement { name, package })
+}
+
+pub(super) fn raw_caps(format: &str, picture: &Picture) -> gst::Caps {
+    gst::Caps::builder("video/x-raw")
+        .field("format", format)
+        .field("width", picture.width.cast_signed())
+        .field("height", picture.height.cast_signed())
+        .field_if_some("framerate", fraction(picture.rate))
+        .build()
+}
+
+fn fraction(rate: super::input::Rate) -> Option<gst::Fraction> {
+    let parts = (i32::try_from(rate.numerator).ok()?, i32::try_from(rate.denominator).ok()?);
+    Some(gst::Fraction::new(parts.0, parts.1))
+}
+
+/// GStreamer's name of a V4L2 raw format (gstv4l2object.c).
+fn raw_name(format: FourCc) -> Option<&'static str> {
+    Some(match &format.0 {
+        b"NV12" => "NV12",
+        b"NV21" => "NV21",
+        b"YU12" => "I420",
+        b"YV12" => "YV12",
+        b"YUYV" => "YUY2",
+        b"UYVY" => "UYVY",
+        b"YVYU" => "YVYU",
+        b"VYUY" => "VYUY",
+        b"422P" => "Y42B",
+        b"NV16" => "NV16",
+        b"RGB3" => "RGB",
+        b"BGR3" => "BGR",
+        b"RGBP" => "RGB16",
+        b"GREY" => "GRAY8",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::input::RAW_FORMATS;
+    use super::*;
+
+    #[test]
+    fn every_raw_format_we_choose_has_a_name_in_gstreamer() {
+        init().unwrap();
+        for format in RAW_FORMATS {
+            let name = raw_name(format).unwrap();
+            assert!(gst_video::VideoFormat::from_string(name) != gst_video::VideoFormat::Unknown, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_raw_formats_differ() {
+        let names: std::collections::BTreeSet<_> = RAW_FORMATS.into_iter().filter_map(raw_name).collect();
+        assert_eq!(names.len(), RAW_FORMATS.len());
+    }
+}
