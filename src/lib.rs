@@ -1,5 +1,6 @@
 //! edgecam: a camera in a browser, from a small Linux board.
 
+pub mod config;
 pub mod core;
 pub mod peer;
 pub mod publisher;
