@@ -56,7 +56,8 @@ fn a_whole_configuration_becomes_the_settings_of_the_parts() {
     );
     let config = machine.load().unwrap();
     assert_eq!(config.device, "porch");
-    assert_eq!(config.ice.advertise, ["203.0.113.7:0".parse().unwrap(), "203.0.113.8:9000".parse().unwrap()]);
+    let advertised: Vec<String> = config.ice.advertise.iter().map(ToString::to_string).collect();
+    assert_eq!(advertised, ["203.0.113.7:0", "203.0.113.8:9000"]);
     let [front, back] = config.cameras.as_slice() else { panic!("{:?}", config.cameras) };
     assert_eq!(front.source, Source::V4l2("/dev/v4l/by-id/usb-camera".into()));
     assert_eq!((front.width, front.height, front.fps, front.linger), (1920, 1080, 25, Duration::from_secs(60)));
@@ -494,6 +495,38 @@ fn what_is_wrong_in_a_drop_in_names_that_file() {
 fn what_is_wrong_in_a_flag_names_the_flag() {
     let machine = Machine::new().flag("--log-level", "log.level", "loud");
     assert!(machine.complaint().ends_with("(in the flag --log-level)"), "{}", machine.complaint());
+}
+
+#[test]
+fn what_holds_is_shown_with_where_it_was_set() {
+    let machine = Machine::new()
+        .file("[ice]\nadvertise = [\"203.0.113.7\"]\n[[camera]]\nid = \"a\"\n[camera.controls]\nbrightness = 7")
+        .variable("EDGECAM__LOG__LEVEL", "debug");
+    let shown = Config::show(&machine.sources).unwrap().replace(&format!("{}/", machine.folder.path().display()), "");
+    for lines in [
+        "\n[ice]\nadvertise = [\"203.0.113.7\"]  # in edgecam.toml\n",
+        "\n[[camera]]\nfps = 30  # by default\n",
+        "\n[camera.controls]\nbrightness = 7  # in edgecam.toml\n",
+        "\nlevel = \"debug\"  # in the variable EDGECAM__LOG__LEVEL\n",
+        "\nallowed_origins = []  # by default\n",
+    ] {
+        assert!(shown.contains(lines), "{lines:?} is missing in\n{shown}");
+    }
+    let again = Machine::new().file(&shown);
+    assert_eq!(Config::show(&again.sources).unwrap().lines().count(), shown.lines().count());
+}
+
+#[test]
+fn every_example_in_the_manual_is_understood() {
+    let manual = include_str!("../docs/configuration.md");
+    let examples: Vec<&str> = manual.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(examples.len() > 4);
+    for example in examples {
+        let machine = ["token-key", "turn-secret", "turn-password"]
+            .into_iter()
+            .fold(Machine::new().file(example), |machine, name| machine.secret(name, &KEY.repeat(2), 0o600));
+        machine.load().unwrap_or_else(|error| panic!("{error}\nin\n{example}"));
+    }
 }
 
 const KEY: &str = "0123456789abcdef";

@@ -12,6 +12,7 @@ mod parts;
 mod secret;
 mod settings;
 mod shape;
+mod show;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -78,14 +79,17 @@ impl Config {
     /// # Errors
     /// Everything that has to be put right, each with its key and where it was set.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        let shape = Shape::of_the_file();
-        let merged = layers::merge(sources, &shape)?;
-        let mut findings = Findings { origins: shape::origins(&merged), problems: Vec::new() };
-        let file = merged.try_deserialize().map_err(|error| {
-            // The comparison with the shape leaves nothing to refuse here; should it ever, it is said in the crate's words.
-            ConfigError::Invalid(vec![findings.problem(Wrong::new("configuration", error.to_string()))])
-        })?;
+        let (file, mut findings) = read(sources)?;
         Self::from_file(file, sources, &mut findings).ok_or(ConfigError::Invalid(findings.problems))
+    }
+
+    /// The merged layers as TOML, with the origin of each value. Holds no secrets, as the layers hold none.
+    ///
+    /// # Errors
+    /// Keys and types that are wrong; whether the values make sense together is not looked at.
+    pub fn show(sources: &Sources) -> Result<String, ConfigError> {
+        let (file, Findings { origins, .. }) = read(sources)?;
+        Ok(show::show(&file, &Shape::of_the_file(), &origins))
     }
 
     /// `None`: the findings hold at least one problem.
@@ -168,6 +172,17 @@ impl Sources {
     fn has_files(&self) -> bool {
         self.config.is_some() || self.default_config.exists()
     }
+}
+
+/// The merged layers, every key and type in order.
+fn read(sources: &Sources) -> Result<(ConfigToml, Findings), ConfigError> {
+    let merged = layers::merge(sources, &Shape::of_the_file())?;
+    let findings = Findings { origins: shape::origins(&merged), problems: Vec::new() };
+    let file = merged.try_deserialize().map_err(|error| {
+        // The comparison with the shape leaves nothing to refuse here; should it ever, it is said in the crate's words.
+        ConfigError::Invalid(vec![findings.problem(Wrong::new("configuration", error.to_string()))])
+    })?;
+    Ok((file, findings))
 }
 
 const BY_DEFAULT: &str = "by default";

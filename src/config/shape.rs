@@ -31,6 +31,15 @@ impl Shape {
         Self(config.cache)
     }
 
+    pub(super) fn root(&self) -> &Value {
+        &self.0
+    }
+
+    /// Whether the owner chooses the keys of this table.
+    pub(super) fn has_free_keys(table: &Value) -> bool {
+        sorted(table).any(|(name, _)| name == ANY_KEY)
+    }
+
     /// Every key that has a value, from the top; those of a list's items without an index: `camera.encoder.prefer`.
     pub(super) fn keys(&self) -> Vec<String> {
         fn collect(value: &Value, key: String, keys: &mut Vec<String>) {
@@ -151,7 +160,8 @@ pub(super) fn origins(found: &Value) -> BTreeMap<String, String> {
     origins
 }
 
-fn sorted(table: &Value) -> impl Iterator<Item = (&str, &Value)> {
+/// A table's entries by name; none of anything else.
+pub(super) fn sorted(table: &Value) -> impl Iterator<Item = (&str, &Value)> {
     let entries: BTreeMap<&str, &Value> = match &table.kind {
         ValueKind::Table(table) => table.iter().map(|(name, value)| (name.as_str(), value)).collect(),
         _ => BTreeMap::new(),
@@ -159,7 +169,8 @@ fn sorted(table: &Value) -> impl Iterator<Item = (&str, &Value)> {
     entries.into_iter()
 }
 
-fn join(above: &str, name: &str) -> String {
+/// The key of `name` in the section `above`.
+pub(super) fn join(above: &str, name: &str) -> String {
     if above.is_empty() { name.to_owned() } else { format!("{above}.{name}") }
 }
 

@@ -215,12 +215,8 @@ impl Peer {
     }
 
     pub fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, data: &[u8], now: Instant) {
-        let transport = TransportContext {
-            local_addr: to,
-            peer_addr: from,
-            transport_protocol: TransportProtocol::UDP,
-            ecn: None,
-        };
+        let transport =
+            TransportContext { local_addr: to, peer_addr: from, transport_protocol: TransportProtocol::UDP, ecn: None };
         if let Err(error) = self.connection.handle_read(TaggedBytesMut { now, transport, message: data.into() }) {
             debug!(%error, "datagram not taken");
         }
@@ -536,10 +532,10 @@ fn add_track(
         rtx: stream.rtx.as_ref().map(|rtx| RTCRtpRtxParameters { ssrc: rtx.ssrc }),
         ..Default::default()
     };
-    let encoding =
-        RTCRtpEncodingParameters { rtp_coding_parameters: coding, codec: h264(video), ..Default::default() };
+    let encoding = RTCRtpEncodingParameters { rtp_coding_parameters: coding, codec: h264(video), ..Default::default() };
     let name = |what: &str| format!("edgecam-{what}");
-    let track = MediaStreamTrack::new(name("stream"), name("video"), name("video"), RtpCodecKind::Video, vec![encoding]);
+    let track =
+        MediaStreamTrack::new(name("stream"), name("video"), name("video"), RtpCodecKind::Video, vec![encoding]);
     let init = RTCRtpTransceiverInit { direction: RTCRtpTransceiverDirection::Sendonly, ..Default::default() };
     let transceiver = connection.add_transceiver_from_track(track, Some(init))?;
     let sender = connection.rtp_transceiver(transceiver).and_then(|transceiver| transceiver.sender());

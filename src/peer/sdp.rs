@@ -118,7 +118,9 @@ pub(super) fn read_candidate(line: &str) -> Result<RemoteCandidate, RejectReason
     let Some(value) = value.strip_prefix("candidate:") else { return Err(bad("it does not begin with candidate:")) };
     let words: Vec<_> = value.split_ascii_whitespace().collect();
     let [_foundation, component, transport, priority, address, port, "typ", _kind, ..] = words[..] else {
-        return Err(bad("it is not of the form candidate:<foundation> <component> <transport> <priority> <address> <port> typ <type>"));
+        return Err(bad(
+            "it is not of the form candidate:<foundation> <component> <transport> <priority> <address> <port> typ <type>",
+        ));
     };
     if component.parse::<u16>().is_err() || priority.parse::<u32>().is_err() {
         return Err(bad("its component or priority is not a number"));
