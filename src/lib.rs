@@ -1,6 +1,7 @@
 //! edgecam: a camera in a browser, from a small Linux board.
 
 pub mod camera;
+pub mod config;
 pub mod core;
 pub mod http;
 pub mod hub;
@@ -8,3 +9,4 @@ pub mod net;
 pub mod peer;
 pub mod publisher;
 pub mod signaling;
+pub mod telemetry;

@@ -1,1 +1,53 @@
-fn main() {}
+//! The commands, and what they end with: 0 done, 64 usage, 78 configuration, 1 gave up.
+
+mod cli;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use edgecam::config::{Config, ConfigError, Sources};
+use edgecam::telemetry;
+
+use self::cli::{Cli, Command, ConfigCommand};
+
+fn main() -> ExitCode {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(usage) => return usage_exit(&usage),
+    };
+    let outcome = match command {
+        Command::Run(args) => run(&args.sources()),
+        Command::Check(args) => cli::check(args),
+        Command::Config(ConfigCommand::Show(args)) => cli::show_config(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell when stderr is closed.
+            let _ = writeln!(io::stderr(), "edgecam: {error:#}");
+            ExitCode::from(if error.is::<ConfigError>() { EX_CONFIG } else { GAVE_UP })
+        }
+    }
+}
+
+/// The daemon: settings are complete before a port or a camera is touched.
+fn run(sources: &Sources) -> anyhow::Result<()> {
+    let config = Config::load(sources)?;
+    telemetry::init(&config.log, sources.environment.get("JOURNAL_STREAM").map(String::as_str))?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    anyhow::bail!("the daemon is not built yet")
+}
+
+/// `--help` and `--version` are answers; everything else clap reports is a mistake.
+fn usage_exit(usage: &clap::Error) -> ExitCode {
+    let _ = usage.print();
+    if usage.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
+}
+
+/// sysexits.h
+const EX_USAGE: u8 = 64;
+const EX_CONFIG: u8 = 78;
+const GAVE_UP: u8 = 1;

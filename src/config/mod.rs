@@ -1,0 +1,240 @@
+//! Floor 3. `edgecam.toml` → the settings of each part.
+//!
+//! Layers, later over earlier: the defaults (`file.rs`), the file, `conf.d/*.toml` next to it, variables
+//! `EDGECAM__SECTION__KEY`, flags. They are merged by key (`layers.rs`), compared with everything there may be
+//! (`shape.rs`), and turned into settings that cannot be wrong (`settings.rs`). This module knows the parts, never the
+//! reverse; no part sees more than its own settings.
+
+mod error;
+mod file;
+mod layers;
+mod parts;
+mod secret;
+mod settings;
+mod shape;
+mod show;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use self::error::Wrong;
+pub use self::error::{ConfigError, Problem};
+use self::file::ConfigToml;
+pub use self::parts::{
+    AccessSettings, CameraSettings, Credentials, EncoderSettings, HttpSettings, IceServer, IceSettings, LinkSettings,
+    Prefer, Rule, Source,
+};
+use self::secret::Secrets;
+use self::shape::Shape;
+use crate::core::sessions::{SessionsSettings, ViewedCamera};
+use crate::telemetry::LogSettings;
+
+/// What every part is started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This device's name: `[a-zA-Z0-9_-]{1,64}`.
+    pub device: String,
+    pub http: HttpSettings,
+    pub ice: IceSettings,
+    /// What viewers are told of.
+    pub ice_servers: Vec<IceServer>,
+    pub access: AccessSettings,
+    pub links: LinkSettings,
+    /// A viewer who has answered no check for so long is gone (RFC 7675).
+    pub vanished_after: Duration,
+    pub sessions: SessionsSettings,
+    /// At least one; every id once.
+    pub cameras: Vec<CameraSettings>,
+    pub log: LogSettings,
+    /// What the owner had better know, to be logged once logging runs.
+    pub warnings: Vec<String>,
+}
+
+/// Where a configuration comes from. Plain values, so that a test can make up a whole machine.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// The file named with `--config`; it has to exist.
+    pub config: Option<PathBuf>,
+    /// The file that is read when none is named; it may be absent.
+    pub default_config: PathBuf,
+    pub environment: BTreeMap<String, String>,
+    pub flags: Vec<Flag>,
+    pub host_name: String,
+}
+
+/// A setting from the command line.
+#[derive(Clone, Debug)]
+pub struct Flag {
+    /// As the user wrote it: `--listen`.
+    pub name: &'static str,
+    /// The key it stands for: `http.listen`.
+    pub key: &'static str,
+    pub value: String,
+}
+
+impl Config {
+    /// Reads all layers and the secret files they name. Touches no hardware and no network.
+    ///
+    /// # Errors
+    /// Everything that has to be put right, each with its key and where it was set.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let (file, mut findings) = read(sources)?;
+        Self::from_file(file, sources, &mut findings).ok_or(ConfigError::Invalid(findings.problems))
+    }
+
+    /// The merged layers as TOML, with the origin of each value. Holds no secrets, as the layers hold none.
+    ///
+    /// # Errors
+    /// Keys and types that are wrong; whether the values make sense together is not looked at.
+    pub fn show(sources: &Sources) -> Result<String, ConfigError> {
+        let (file, Findings { origins, .. }) = read(sources)?;
+        Ok(show::show(&file, &Shape::of_the_file(), &origins))
+    }
+
+    /// `None`: the findings hold at least one problem.
+    fn from_file(file: ConfigToml, sources: &Sources, findings: &mut Findings) -> Option<Self> {
+        let ConfigToml { device, http, ice, auth, limits, log, camera } = file;
+        let mut warnings = Vec::new();
+        if sources.has_files() && findings.origin("camera[0].id") == BY_DEFAULT {
+            warnings.push("no [[camera]] is configured; showing the built-in test camera".into());
+        }
+        let secrets = Secrets::new(&sources.environment, sources.folder());
+        let device = findings.keep("device", settings::device(device.id, &sources.host_name));
+        let links = findings.keep("limits", LinkSettings::try_from(&limits));
+        let vanished_after = findings.keep("limits", settings::vanished_after(&limits));
+        let mut sessions = findings.keep("limits", SessionsSettings::try_from(&limits));
+        let listener = findings.keep("http", HttpSettings::try_from(&http));
+        let access = listener.as_ref().zip(device.as_ref()).and_then(|(HttpSettings { listen, .. }, device)| {
+            findings.keep("", settings::access(auth, http, *listen, device.clone(), &secrets, &mut warnings))
+        });
+        let own_ice = findings.keep("ice", IceSettings::try_from(&ice));
+        let mut ice_servers = Vec::new();
+        for (index, server) in ice.servers.into_iter().enumerate() {
+            let server = settings::ice_server(server, &secrets, &mut warnings);
+            ice_servers.extend(findings.keep(&format!("ice.servers[{index}]"), server));
+        }
+        let log = findings.keep("log", log.try_into());
+        let mut cameras: Vec<CameraSettings> = Vec::new();
+        if camera.is_empty() {
+            findings.keep::<()>("", Err(Wrong::new("camera", "the list is empty; add a [[camera]]")));
+        }
+        for (index, camera) in camera.into_iter().enumerate() {
+            let camera =
+                settings::camera(camera).and_then(|(camera, places)| Ok((distinct(camera, &cameras)?, places)));
+            let Some((camera, max_viewers)) = findings.keep(&format!("camera[{index}]"), camera) else { continue };
+            if let Some(sessions) = &mut sessions {
+                let viewed = ViewedCamera { id: camera.id.clone(), max_viewers, bitrate: camera.encoder.max };
+                sessions.cameras.push(viewed);
+            }
+            cameras.push(camera);
+        }
+        if !findings.problems.is_empty() {
+            return None;
+        }
+        Some(Self {
+            device: device?,
+            http: listener?,
+            ice: own_ice?,
+            ice_servers,
+            access: access?,
+            links: links?,
+            vanished_after: vanished_after?,
+            sessions: sessions?,
+            cameras,
+            log: log?,
+            warnings,
+        })
+    }
+}
+
+impl Sources {
+    pub const DEFAULT_CONFIG: &str = "/etc/edgecam/edgecam.toml";
+
+    /// This process's own: its environment, and this machine's name.
+    pub fn of_this_process(config: Option<PathBuf>, flags: Vec<Flag>) -> Self {
+        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        Self {
+            config,
+            default_config: Self::DEFAULT_CONFIG.into(),
+            environment: std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect(),
+            flags,
+            host_name: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        }
+    }
+
+    /// Where `conf.d` and secret files are looked for.
+    fn folder(&self) -> PathBuf {
+        let file = self.config.as_ref().unwrap_or(&self.default_config);
+        file.parent().unwrap_or(Path::new("")).to_path_buf()
+    }
+
+    fn has_files(&self) -> bool {
+        self.config.is_some() || self.default_config.exists()
+    }
+}
+
+/// The merged layers, every key and type in order.
+fn read(sources: &Sources) -> Result<(ConfigToml, Findings), ConfigError> {
+    let merged = layers::merge(sources, &Shape::of_the_file())?;
+    let findings = Findings { origins: shape::origins(&merged), problems: Vec::new() };
+    let file = merged.try_deserialize().map_err(|error| {
+        // The comparison with the shape leaves nothing to refuse here; should it ever, it is said in the crate's words.
+        ConfigError::Invalid(vec![findings.problem(Wrong::new("configuration", error.to_string()))])
+    })?;
+    Ok((file, findings))
+}
+
+const BY_DEFAULT: &str = "by default";
+
+/// Collects what is wrong, so that the owner learns it all at once.
+struct Findings {
+    origins: BTreeMap<String, String>,
+    problems: Vec<Problem>,
+}
+
+impl Findings {
+    /// The settings, or `None` with the problem kept. The keys of `section` are relative to it.
+    fn keep<T>(&mut self, section: &str, settings: Result<T, Wrong>) -> Option<T> {
+        let wrong = match settings {
+            Ok(settings) => return Some(settings),
+            Err(wrong) if section.is_empty() => wrong,
+            Err(wrong) => wrong.within(section),
+        };
+        let problem = self.problem(wrong);
+        self.problems.push(problem);
+        None
+    }
+
+    fn problem(&self, Wrong { key, what }: Wrong) -> Problem {
+        let origin = self.origin(&key).to_owned();
+        Problem { key, what, origin }
+    }
+
+    /// Where `key` was set; of a key that is missing, where its surroundings were.
+    fn origin(&self, mut key: &str) -> &str {
+        loop {
+            if let Some(origin) = self.origins.get(key) {
+                return origin;
+            }
+            let Some(end) = key.rfind(['.', '[']) else { return BY_DEFAULT };
+            key = &key[..end];
+        }
+    }
+}
+
+/// The same id would make two cameras one to viewers; the same device can be opened only once.
+fn distinct(camera: CameraSettings, others: &[CameraSettings]) -> Result<CameraSettings, Wrong> {
+    let CameraSettings { id, source, .. } = &camera;
+    if others.iter().any(|other| other.id == *id) {
+        return Err(Wrong::new("id", format!("{id} is the id of another camera too; give each its own")));
+    }
+    let exclusive = matches!(source, Source::Auto | Source::V4l2(_));
+    match others.iter().find(|other| exclusive && other.source == *source) {
+        Some(other) => {
+            let what = format!("camera {} has this source too, and only one can open it", other.id);
+            Err(Wrong::new("source", what))
+        }
+        None => Ok(camera),
+    }
+}

@@ -1,0 +1,50 @@
+//! Secrets stand in files of their own, never in the configuration, a variable or a flag.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::error::Wrong;
+
+/// Where secret files are looked for.
+pub(super) struct Secrets<'a> {
+    /// What systemd put there for this service (systemd.exec(5), "LoadCredential=").
+    credentials: Option<&'a str>,
+    folder: PathBuf,
+}
+
+impl<'a> Secrets<'a> {
+    pub(super) fn new(environment: &'a BTreeMap<String, String>, folder: PathBuf) -> Self {
+        Self { credentials: environment.get("CREDENTIALS_DIRECTORY").map(String::as_str), folder }
+    }
+
+    /// The text in the file that `key` names, without white space around it. A relative name is looked for among systemd's
+    /// credentials, then next to the configuration.
+    ///
+    /// # Errors
+    /// Names the file that could not be read, or that it is empty.
+    pub(super) fn read(&self, key: &str, name: &str, warnings: &mut Vec<String>) -> Result<String, Wrong> {
+        let path = self.find(name);
+        let wrong = |what: String| Wrong::new(key, what);
+        let text = fs::read_to_string(&path)
+            .map_err(|error| wrong(format!("the secret in {} cannot be read: {error}", path.display())))?;
+        if open_to_others(&path) {
+            warnings.push(format!("{0} can be read by other users; run: chmod go= {0}", path.display()));
+        }
+        match text.trim() {
+            "" => Err(wrong(format!("{} is empty", path.display()))),
+            secret => Ok(secret.to_owned()),
+        }
+    }
+
+    fn find(&self, name: &str) -> PathBuf {
+        // An absolute name replaces the folder it is joined to.
+        let credential = self.credentials.map(|folder| Path::new(folder).join(name));
+        credential.filter(|path| path.exists()).unwrap_or_else(|| self.folder.join(name))
+    }
+}
+
+fn open_to_others(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+}

@@ -1,0 +1,239 @@
+//! `GET /metrics`: what `core::counters` counted, as Prometheus text (OpenMetrics 1.0), read at each request.
+//!
+//! Labels are camera ids and fixed words only, never viewers, so their number is bounded. Rates are left to the reader:
+//! a camera's frame rate is `rate(edgecam_camera_pictures_captured_total[1m])`, its bit rate
+//! `8 * rate(edgecam_camera_captured_bytes_total[1m])`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::{MayRead, WatchedCamera};
+use crate::core::counters::{CameraCounters, Count, ViewerCounters};
+use crate::core::signal::CloseReason;
+
+/// All figures of the daemon.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Registry>);
+
+impl Metrics {
+    pub fn new(cameras: Vec<WatchedCamera>, viewers: Arc<ViewerCounters>) -> Self {
+        let mut registry = Registry::with_prefix("edgecam");
+        registry.register("build", "The running program", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register_collector(Box::new(Cameras(cameras)));
+        registry.register_collector(Box::new(Viewers(viewers)));
+        Self(Arc::new(registry))
+    }
+
+    /// # Errors
+    /// Never in practice: writing into memory.
+    fn render(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.0)?;
+        Ok(text)
+    }
+}
+
+pub(super) fn router(metrics: Metrics, may_read: MayRead) -> Router {
+    Router::new().route("/metrics", get(show)).with_state((metrics, may_read))
+}
+
+async fn show(State((metrics, may_read)): State<(Metrics, MayRead)>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    if !may_read(&parts) {
+        return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")]).into_response();
+    }
+    match metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A counter's name, what it counts, and where it stands.
+type Counted<C> = (&'static str, &'static str, fn(&C) -> &Count);
+
+#[derive(Debug)]
+struct Cameras(Vec<WatchedCamera>);
+
+impl Cameras {
+    const COUNTED: [Counted<CameraCounters>; 6] = [
+        ("camera_pictures_captured", "Pictures that came out of the encoder", |c| &c.units_captured),
+        ("camera_captured_bytes", "Their bytes", |c| &c.bytes_captured),
+        ("camera_keyframes_captured", "Keyframes that came out of the encoder", |c| &c.keyframes_captured),
+        ("camera_keyframes_asked", "Keyframes asked of the encoder, after merging", |c| &c.keyframes_asked),
+        ("camera_opened", "Times the camera was opened", |c| &c.opened),
+        ("camera_failed", "Times the camera failed or stalled", |c| &c.failed),
+    ];
+}
+
+impl Collector for Cameras {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        for (name, help, count) in Self::COUNTED {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for camera in &self.0 {
+                let counter = ConstCounter::new(count(&camera.counters).get());
+                counter.encode(family.encode_family(&[("camera", camera.id.as_str())])?)?;
+            }
+        }
+        let help = "Sessions that hold a place";
+        let mut family = encoder.encode_descriptor("camera_viewers", help, None, MetricType::Gauge)?;
+        for camera in &self.0 {
+            let gauge = ConstGauge::new(level(&camera.counters.viewers));
+            gauge.encode(family.encode_family(&[("camera", camera.id.as_str())])?)?;
+        }
+        let help = "1 for the state the camera is in, 0 for the others";
+        let mut family = encoder.encode_descriptor("camera_state", help, None, MetricType::Gauge)?;
+        for camera in &self.0 {
+            let now = camera.status.borrow().state.slug();
+            for state in STATES {
+                let labels = [("camera", camera.id.as_str()), ("state", state)];
+                ConstGauge::new(i64::from(state == now)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every [`CameraState::slug`].
+const STATES: [&str; 4] = ["idle", "opening", "running", "failed"];
+
+#[derive(Debug)]
+struct Viewers(Arc<ViewerCounters>);
+
+impl Viewers {
+    const COUNTED: [Counted<ViewerCounters>; 10] = [
+        ("sessions_opened", "Sessions that got a place", |v| &v.sessions_opened),
+        ("pictures_sent", "Pictures handed to viewers, counted for each viewer", |v| &v.units_sent),
+        ("pictures_skipped", "Pictures a slow viewer missed", |v| &v.units_skipped),
+        ("packets_sent", "RTP packets sent", |v| &v.packets_sent),
+        ("sent_bytes", "Their bytes", |v| &v.bytes_sent),
+        ("packets_dropped", "Datagrams the kernel did not take", |v| &v.packets_dropped),
+        ("packets_retransmitted", "RTP packets sent again", |v| &v.packets_retransmitted),
+        ("retransmissions_refused", "Packets asked for again, but over the budget", |v| &v.retransmissions_refused),
+        ("nacks_received", "Packets viewers reported as lost", |v| &v.nacks_received),
+        ("keyframe_requests_received", "PLI and FIR received, before merging", |v| &v.keyframe_requests),
+    ];
+}
+
+impl Collector for Viewers {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        for (name, help, count) in Self::COUNTED {
+            let counter = ConstCounter::new(count(&self.0).get());
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        let help = "Sessions that ended, by reason";
+        let mut family = encoder.encode_descriptor("sessions_closed", help, None, MetricType::Counter)?;
+        for (reason, count) in CloseReason::ALL.iter().zip(&self.0.sessions_closed) {
+            ConstCounter::new(count.get()).encode(family.encode_family(&[("reason", reason.slug())])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn level(count: &Count) -> i64 {
+    i64::try_from(count.get()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::body::{Body, to_bytes};
+    use axum::http::request::Parts;
+    use tokio::sync::watch;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::core::capture::{CameraState, CameraStatus};
+    use crate::core::signal::CameraId;
+
+    #[test]
+    fn what_was_counted_is_told_per_camera() {
+        let text = figures().render().unwrap();
+        for line in [
+            "edgecam_camera_pictures_captured_total{camera=\"front\"} 90",
+            "edgecam_camera_captured_bytes_total{camera=\"front\"} 1234",
+            "edgecam_camera_keyframes_asked_total{camera=\"front\"} 3",
+            "edgecam_camera_viewers{camera=\"front\"} 2",
+            "edgecam_camera_state{camera=\"front\",state=\"running\"} 1",
+            "edgecam_camera_state{camera=\"front\",state=\"failed\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn sessions_are_told_by_the_reason_they_ended_for() {
+        let text = figures().render().unwrap();
+        for line in [
+            "edgecam_sessions_opened_total 5",
+            "edgecam_sessions_closed_total{reason=\"viewer-left\"} 0",
+            "edgecam_sessions_closed_total{reason=\"lost\"} 4",
+            "edgecam_nacks_received_total 7",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn every_state_a_camera_can_be_in_is_told() {
+        let failed = CameraState::BackingOff { error: String::new(), retry_in: Duration::ZERO };
+        for state in [CameraState::Idle, CameraState::Opening, CameraState::Running, failed] {
+            assert!(STATES.contains(&state.slug()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stranger_gets_no_figures() {
+        let (status, body) = ask(Arc::new(|_: &Parts| false)).await;
+        assert_eq!((status, body.as_str()), (401, ""));
+    }
+
+    #[tokio::test]
+    async fn whoever_is_let_in_gets_the_whole_text() {
+        let (status, body) = ask(Arc::new(|parts: &Parts| parts.uri.path() == "/metrics")).await;
+        assert_eq!(status, 200);
+        assert!(body.ends_with("# EOF\n"), "{body}");
+    }
+
+    async fn ask(may_read: MayRead) -> (u16, String) {
+        let request = Request::get("/metrics").body(Body::empty()).unwrap();
+        let response = router(figures(), may_read).oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = to_bytes(response.into_body(), 65_536).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    fn figures() -> Metrics {
+        let counters = CameraCounters::default();
+        counters.units_captured.add(90);
+        counters.bytes_captured.add(1234);
+        counters.keyframes_asked.add(3);
+        counters.viewers.set(2);
+        let viewers = ViewerCounters::default();
+        viewers.sessions_opened.add(5);
+        let lost = CloseReason::ALL.iter().position(|reason| *reason == CloseReason::Lost).unwrap();
+        viewers.sessions_closed[lost].add(4);
+        viewers.nacks_received.add(7);
+        let camera = WatchedCamera {
+            id: CameraId::new("front").unwrap(),
+            status: watch::channel(CameraStatus { state: CameraState::Running, stream: None }).1,
+            counters: Arc::new(counters),
+        };
+        Metrics::new(vec![camera], Arc::new(viewers))
+    }
+}
