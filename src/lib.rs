@@ -3,3 +3,4 @@
 pub mod core;
 pub mod peer;
 pub mod publisher;
+pub mod web;
