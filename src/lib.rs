@@ -10,3 +10,4 @@ pub mod peer;
 pub mod publisher;
 pub mod signaling;
 pub mod telemetry;
+pub mod web;

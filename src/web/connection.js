@@ -1,0 +1,174 @@
+// @ts-check
+/**
+ * The life of one tile's connection, as plain data: no page, no clock, no network. `next` decides, `player.js` carries out.
+ *
+ *              play                    connected
+ *     off ──────────────▶ connecting ─────────────▶ live ◀─────────────┐
+ *      ▲                   ▲      │                  │ disconnected    │ connected
+ *      │ stop,        time │      │ trouble,         ▼                 │
+ *      │ from      or play │      │ too late      restoring ───────────┘
+ *      │ anywhere          │      ▼                  │ failed, too late
+ *      │                   waiting ◀─────────────────┘
+ *
+ *     ended: trouble for good, a person must act        paused: the page was hidden for a while; goes on when shown
+ *
+ * Every attempt is a new session with a new number.
+ */
+
+/** @import { Connected, Connecting, Event, Live, Reason, Restoring, State, Step, Waiting } from './types.d.ts' */
+
+/** The device gives a negotiation 10 s; a moment longer, so that its own word on it arrives first. */
+export const CONNECT_MS = 12_000;
+/** Chromium calls a connection disconnected after a few lost checks; many come back by themselves. */
+export const RESTART_MS = 1_000;
+export const RESTORE_MS = 10_000;
+/** A connection that stood this long was a good one: the next failure starts counting anew. */
+export const STOOD_MS = 5_000;
+const FIRST_DELAY_MS = 500;
+const LONGEST_DELAY_MS = 15_000;
+
+/** Asking again does not help; a person has to. */
+const FINAL = /^(token-.*|not-allowed|foreign-page|no-such-camera|no-common-codec|bad-offer|bad-field|unknown-.*|no-webrtc)$/;
+/** The session goes on without this candidate. */
+const HARMLESS = /^(bad-candidate|too-many-candidates)$/;
+
+/** @type {State} */
+export const START = { is: 'off', session: 0 };
+
+/** @type {(state: State, event: Event, now: number, random: number) => State} */
+export function next(state, event, now, random) {
+  switch (event.type) {
+    case 'play':
+      return hasPeer(state) ? state : connect(state, now);
+    case 'stop':
+      return state.is === 'off' ? state : { is: 'off', session: state.session };
+    case 'hidden':
+      return hasPeer(state) || state.is === 'waiting' ? { is: 'paused', session: state.session } : state;
+    case 'shown':
+      return state.is === 'paused' ? connect(state, now) : hurry(state, now);
+    case 'online':
+      return hurry(state, now);
+    case 'time':
+      return onTime(state, now, random);
+    case 'trouble':
+      return onTrouble(state, event.why, now, random);
+    case 'stalled':
+      return state.is === 'live' && state.lost === null ? retry(state, { code: 'stalled' }, now, random) : state;
+    case 'lost':
+      return hasPeer(state) ? { ...state, lost: event.message } : state;
+    case 'back':
+      return hasPeer(state) ? { ...state, lost: null } : state;
+    case 'answered':
+      return state.is === 'connecting' ? { ...state, answered: true } : state;
+    case 'picture':
+      return state.is === 'live' || state.is === 'restoring' ? { ...state, picture: true } : state;
+    case 'connected':
+      return onConnected(state, now);
+    case 'disconnected':
+      return state.is === 'live' ? restore(state, now, now + RESTART_MS) : state;
+    case 'failed':
+      return onFailed(state, now, random);
+  }
+}
+
+/**
+ * What should stand on the network: at most one session, and how often its ICE was restarted.
+ * @param {State} state
+ */
+export function wanted(state) {
+  return { session: hasPeer(state) ? state.session : null, restarts: 'restarts' in state ? state.restarts : 0 };
+}
+
+/**
+ * When `next` wants to hear of the time.
+ * @type {(state: State) => number | null}
+ */
+export function wakeAt(state) {
+  switch (state.is) {
+    case 'connecting':
+      return state.giveUpAt;
+    case 'restoring':
+      return state.restartAt ?? state.giveUpAt;
+    case 'waiting':
+      return state.until;
+    default:
+      return null;
+  }
+}
+
+/**
+ * 0.5 s after the first failure in a row, doubling to 15 s, with a quarter of chance so that many viewers do not knock together.
+ * @type {(failures: number, random: number) => number}
+ */
+export function delay(failures, random) {
+  const base = Math.min(FIRST_DELAY_MS * 2 ** (failures - 1), LONGEST_DELAY_MS);
+  return Math.min(base * (0.75 + random / 2), LONGEST_DELAY_MS);
+}
+
+/** @type {(state: State) => state is Connected} */
+function hasPeer(state) {
+  return state.is === 'connecting' || state.is === 'live' || state.is === 'restoring';
+}
+
+/** @type {(state: State, now: number) => Connecting} */
+function connect(state, now) {
+  const failures = state.is === 'waiting' ? state.failures : 0;
+  return { is: 'connecting', session: state.session + 1, failures, answered: false, lost: null, giveUpAt: now + CONNECT_MS };
+}
+
+/**
+ * The world changed for the better: no more waiting, unless the device itself named the time.
+ * @type {(state: State, now: number) => State}
+ */
+function hurry(state, now) {
+  return state.is === 'waiting' && state.why.retryAfter === undefined ? connect(state, now) : state;
+}
+
+/** @type {(state: Live, now: number, restartAt: number) => Restoring} */
+function restore(state, now, restartAt) {
+  return { ...state, is: 'restoring', restartAt, giveUpAt: now + RESTORE_MS };
+}
+
+/** @type {(state: Connected, why: Reason, now: number, random: number) => Waiting} */
+function retry(state, why, now, random) {
+  const stood = 'since' in state && now - state.since >= STOOD_MS;
+  const failures = (stood ? 0 : state.failures) + 1;
+  const wait = why.retryAfter === undefined ? delay(failures, random) : why.retryAfter * (1 + random / 10);
+  return { is: 'waiting', session: state.session, failures, until: now + wait, why };
+}
+
+/** @type {Step} */
+function onTime(state, now, random) {
+  const due = wakeAt(state);
+  if (due === null || now < due) return state;
+  if (state.is === 'waiting') return connect(state, now);
+  if (state.is === 'connecting') return retry(state, { code: state.answered ? 'no-route' : 'no-answer' }, now, random);
+  if (state.is !== 'restoring') return state;
+  if (state.restartAt === null) return retry(state, { code: 'lost' }, now, random);
+  return { ...state, restarts: state.restarts + 1, restartAt: null };
+}
+
+/** @type {(state: State, why: Reason, now: number, random: number) => State} */
+function onTrouble(state, why, now, random) {
+  if (!hasPeer(state) || HARMLESS.test(why.code)) return state;
+  return FINAL.test(why.code) ? { is: 'ended', session: state.session, why } : retry(state, why, now, random);
+}
+
+/** @type {(state: State, now: number) => State} */
+function onConnected(state, now) {
+  if (state.is === 'connecting') {
+    const { session, failures, lost } = state;
+    return { is: 'live', session, failures, restarts: 0, since: now, picture: false, lost };
+  }
+  if (state.is !== 'restoring') return state;
+  const { restartAt: _, giveUpAt: __, ...kept } = state;
+  return { ...kept, is: 'live' };
+}
+
+/** @type {Step} */
+function onFailed(state, now, random) {
+  if (state.is === 'connecting') return retry(state, { code: 'no-route' }, now, random);
+  if (state.is === 'live') return onTime(restore(state, now, now), now, random);
+  if (state.is !== 'restoring') return state;
+  return state.restartAt === null ? retry(state, { code: 'lost' }, now, random) : onTime({ ...state, restartAt: now }, now, random);
+}

@@ -1,0 +1,201 @@
+// @ts-check
+/** The page: which cameras are there, which are shown, who may watch, and the keys. */
+
+import * as access from './access.js';
+import { cameras } from './api.js';
+import { Signaling } from './signaling.js';
+import { Tile } from './tile.js';
+
+/** @import { Around, Board } from './types.d.ts' */
+
+const REFRESH_MS = 5_000;
+const HIDDEN_MS = 30_000;
+
+/** @type {(id: string) => any} */
+const byId = (id) => document.getElementById(id);
+/** @type {HTMLElement[]} */
+const [grid, notice, announcer, form, all, playAll] = ['cameras', 'notice', 'announcer', 'access', 'all', 'play-all'].map(byId);
+/** @type {HTMLDialogElement} */
+const help = byId('help');
+/** @type {HTMLInputElement[]} */
+const [field, shortcuts] = ['token', 'shortcuts'].map(byId);
+
+access.takeFromFragment();
+const signaling = new Signaling({ url: new URL('ws', location.href).href.replace(/^http/, 'ws'), token: access.token });
+/** @type {Around} */
+const around = { signaling, changed, open: (tile) => go(tile.id), announce: (sentence) => (announcer.textContent = sentence) };
+/** @type {Map<string, Tile>} */
+const tiles = new Map();
+let device = '';
+/** The camera shown alone, '' for all. */
+let alone = '';
+/** The one the keys are for. @type {Tile | undefined} */
+let chosen;
+let refreshing = 0;
+let hiding = 0;
+
+listen();
+route();
+refresh();
+setInterval(() => tiles.forEach((tile) => tile.player.state.is === 'waiting' && tile.render()), 1_000);
+
+async function refresh() {
+  clearTimeout(refreshing);
+  const answer = await cameras();
+  clearTimeout(refreshing);
+  if (!document.hidden) refreshing = setTimeout(refresh, REFRESH_MS);
+  form.hidden = answer.is !== 'unauthorized';
+  notify(answer.is === 'unreachable' ? 'The device does not answer.' : answer.is === 'refused' ? answer.message : '');
+  if (answer.is === 'unauthorized') askForToken(answer.message);
+  if (answer.is === 'board') show(answer.board);
+}
+
+/** @param {Board} board */
+function show(board) {
+  device = board.device;
+  const found = new Map(board.cameras.map((camera) => [camera.id, camera]));
+  for (const id of found.keys()) tileOf(id);
+  for (const [id, tile] of tiles) {
+    tile.update(found.get(id));
+    if (!found.has(id) && !tile.busy && id !== alone) remove(tile);
+  }
+  if (!found.size) notify('No camera is configured on this device.');
+  layOut();
+}
+
+/** @param {string} id */
+function tileOf(id) {
+  const known = tiles.get(id);
+  if (known) return known;
+  const tile = new Tile(id, around);
+  tiles.set(id, tile);
+  grid.append(tile.element);
+  for (const event of ['focusin', 'pointerdown']) tile.element.addEventListener(event, () => (chosen = tile));
+  return tile;
+}
+
+/** @param {Tile} tile */
+function remove(tile) {
+  tile.element.remove();
+  tiles.delete(tile.id);
+}
+
+function shown() {
+  return [...tiles.values()].filter(({ id }) => !alone || id === alone);
+}
+
+/** The last part of the path names a camera; without one all are shown. */
+function route() {
+  alone = decodeURIComponent(location.pathname.split('/').pop() ?? '');
+  if (alone) tileOf(alone).play();
+  for (const tile of tiles.values()) if (!shown().includes(tile)) tile.stop();
+  layOut();
+}
+
+/** @param {string} name a camera, or '' for all */
+function go(name) {
+  history.pushState(null, '', name || './');
+  route();
+  refresh();
+  grid.focus();
+}
+
+function layOut() {
+  const visible = shown();
+  for (const tile of tiles.values()) tile.element.hidden = !visible.includes(tile);
+  grid.dataset.alone = String(visible.length === 1);
+  all.hidden = !alone || (tiles.size === 1 && !!tiles.get(alone)?.camera);
+  playAll.hidden = visible.length < 2;
+  playAll.textContent = visible.every((tile) => tile.busy) ? 'Stop all' : 'Play all';
+  byId('device').textContent = device || 'edgecam';
+  document.title = [alone, device || 'edgecam'].filter(Boolean).join(' · ');
+}
+
+/** @param {Tile} tile */
+function changed({ player: { state } }) {
+  // The device says what it did about it: who watches, which encoder, how the camera is, or that a token is needed.
+  if (['live', 'off', 'waiting', 'ended'].includes(state.is)) setTimeout(refresh, 300);
+  layOut();
+}
+
+/** @param {string} message */
+function askForToken(message) {
+  byId('access-message').textContent = access.token() && message;
+  if (!form.contains(document.activeElement) && !help.open) field.focus();
+}
+
+/** A line above the cameras. @param {string} sentence */
+function notify(sentence) {
+  notice.hidden = !sentence;
+  if (notice.textContent !== sentence) notice.textContent = sentence;
+}
+
+function listen() {
+  addEventListener('popstate', route);
+  addEventListener('keydown', onKey);
+  addEventListener('online', () => wake('online'));
+  document.addEventListener('visibilitychange', onVisibility);
+  // A page kept for the back button would keep its sessions.
+  addEventListener('pagehide', () => signaling.close());
+  playAll.onclick = () => {
+    const stop = shown().every((tile) => tile.busy);
+    for (const tile of shown()) stop ? tile.stop() : tile.play();
+  };
+  all.onclick = (event) => {
+    event.preventDefault();
+    go('');
+  };
+  byId('show-help').onclick = () => help.showModal();
+  help.onclick = (event) => event.target === help && help.close();
+  form.onsubmit = onToken;
+  try {
+    shortcuts.checked = !localStorage.getItem('edgecam-no-shortcuts');
+    shortcuts.onchange = () => localStorage.setItem('edgecam-no-shortcuts', shortcuts.checked ? '' : 'yes');
+  } catch {
+    // Without storage the choice lasts as long as the page.
+  }
+}
+
+/** @param {Event} event */
+async function onToken(event) {
+  event.preventDefault();
+  access.keep(field.value);
+  field.value = '';
+  signaling.close();
+  await refresh();
+  for (const tile of tiles.values()) if (tile.player.state.is === 'ended') tile.play();
+}
+
+function onVisibility() {
+  clearTimeout(hiding);
+  if (!document.hidden) return wake('shown');
+  clearTimeout(refreshing);
+  hiding = setTimeout(() => tiles.forEach((tile) => tile.inPip || tile.player.tell({ type: 'hidden' })), HIDDEN_MS);
+}
+
+/** @param {'shown' | 'online'} type */
+function wake(type) {
+  signaling.check();
+  for (const tile of tiles.values()) tile.player.tell({ type });
+  refresh();
+}
+
+/** @param {KeyboardEvent} event */
+function onKey(event) {
+  const target = /** @type {HTMLElement} */ (event.target);
+  if (!shortcuts.checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat || help.open) return;
+  if (target.matches('input') || (event.key === ' ' && target.matches('a, button'))) return;
+  const tile = shown().find((tile) => tile === chosen) ?? shown()[0];
+  /** @type {Record<string, (() => void) | undefined>} */
+  const keys = {
+    '?': () => help.showModal(),
+    ' ': () => tile?.toggle(),
+    f: () => tile?.fullscreen(),
+    p: () => tile?.pip(),
+    s: () => tile?.snapshot(),
+    i: () => tile?.statistics(),
+  };
+  const act = keys[event.key.toLowerCase()];
+  if (act) event.preventDefault();
+  act?.();
+}

@@ -1,0 +1,97 @@
+// @ts-check
+/** Carries out what `connection.js` decides for one tile: peers, the timer, and a look at the figures once a second. */
+
+import { START, next, wakeAt, wanted } from './connection.js';
+import { Peer } from './peer.js';
+import { compare, sample } from './stats.js';
+
+/** @import { Event, State } from './types.d.ts' */
+/** @import { Signaling } from './signaling.js' */
+/** @import { Figures, Sample } from './stats.js' */
+
+const LOOK_MS = 1_000;
+/** No picture for this long, and nobody said why: a new session may help. */
+const STALLED_MS = 15_000;
+let sessions = 0;
+
+export class Player {
+  /** @type {State} */
+  state = START;
+  /** How long the picture has been standing, in ms. */
+  standing = 0;
+  #its;
+  /** @type {Peer | null} */
+  #peer = null;
+  #session = 0;
+  #restarts = 0;
+  #timer = 0;
+  #looking = 0;
+  /** @type {Sample | null} */
+  #last = null;
+
+  /**
+   * @param {{ camera: string, signaling: Signaling, changed: (before: State) => void,
+   *   show: (stream: MediaStream) => void, figures: (figures: Figures | null) => void }} its
+   *   `changed` after every change of `state`; `figures` once a second while there is a connection
+   */
+  constructor(its) {
+    this.#its = its;
+  }
+
+  /** @param {Event} event */
+  tell(event) {
+    const before = this.state;
+    this.state = next(before, event, performance.now(), Math.random());
+    if (this.state === before) return;
+    this.#reconcile();
+    this.#arm();
+    if (event.type === 'disconnected') this.#its.signaling.check();
+    this.#its.changed(before);
+  }
+
+  #reconcile() {
+    const { session, restarts } = wanted(this.state);
+    if (this.#peer && session !== this.#session) this.#close();
+    if (session !== null && !this.#peer) this.#open(session);
+    if (restarts > this.#restarts) this.#peer?.restart();
+    this.#restarts = restarts;
+  }
+
+  /** @param {number} session */
+  #open(session) {
+    this.#session = session;
+    const { camera, signaling, show } = this.#its;
+    // Tiles share the socket, so the tile's own count does not name its session.
+    this.#peer = new Peer({ session: `s${++sessions}`, camera, signaling, show, tell: (event) => this.tell(event) });
+    this.#looking = setInterval(() => this.#look(), LOOK_MS);
+    this.#peer.open();
+  }
+
+  #close() {
+    clearInterval(this.#looking);
+    this.#peer?.close();
+    this.#peer = null;
+    this.#last = null;
+    this.standing = 0;
+    this.#its.figures(null);
+  }
+
+  #arm() {
+    clearTimeout(this.#timer);
+    const due = wakeAt(this.state);
+    if (due !== null) this.#timer = setTimeout(() => this.tell({ type: 'time' }), Math.max(0, Math.ceil(due - performance.now())));
+  }
+
+  async #look() {
+    const peer = this.#peer;
+    const report = await peer?.stats();
+    if (!report || peer !== this.#peer || this.state.is !== 'live') return;
+    const now = sample(report);
+    const before = this.#last;
+    this.#last = now;
+    if (!before) return;
+    this.standing = now.decoded > before.decoded ? 0 : this.standing + (now.at - before.at);
+    this.#its.figures(compare(before, now));
+    if (this.standing >= STALLED_MS) this.tell({ type: 'stalled' });
+  }
+}

@@ -1,0 +1,108 @@
+// @ts-check
+/** From the browser's statistics to figures a person can read. Pure. */
+
+/** @import { Camera, Entry, Report } from './types.d.ts' */
+/** @typedef {ReturnType<typeof sample>} Sample the counters of one moment */
+/** @typedef {ReturnType<typeof compare>} Figures of the time between two samples */
+
+const UNKNOWN = 'not known yet';
+
+/** @param {Report} report */
+export function sample(report) {
+  const entries = new Map([...report.values()].map((entry) => [entry.id, entry]));
+  const inbound = [...entries.values()].find(({ type, kind }) => type === 'inbound-rtp' && kind === 'video');
+  const pair = chosenPair(entries);
+  const count = (/** @type {string} */ field) => /** @type {number} */ (inbound?.[field] ?? 0);
+  return {
+    at: count('timestamp'),
+    width: count('frameWidth'),
+    height: count('frameHeight'),
+    decoded: count('framesDecoded'),
+    dropped: count('framesDropped'),
+    bytes: count('bytesReceived'),
+    received: count('packetsReceived'),
+    lost: count('packetsLost'),
+    repaired: count('retransmittedPacketsReceived'),
+    freezes: count('freezeCount'),
+    frozen: count('totalFreezesDuration'),
+    buffered: count('jitterBufferDelay'),
+    emitted: count('jitterBufferEmittedCount'),
+    decoding: count('totalDecodeTime'),
+    /** ms */
+    roundTrip: pair?.currentRoundTripTime === undefined ? null : pair.currentRoundTripTime * 1000,
+    codec: codecOf(entries.get(inbound?.codecId)),
+    path: pathOf(pair, entries),
+  };
+}
+
+/** @param {Sample} before @param {Sample} now */
+export function compare(before, now) {
+  const seconds = Math.max((now.at - before.at) / 1000, 0.001);
+  const received = now.received - before.received;
+  // A packet counted lost may still come: the count can go down.
+  const lost = Math.max(now.lost - before.lost, 0);
+  return {
+    ...now,
+    lost: Math.max(now.lost, 0),
+    fps: (now.decoded - before.decoded) / seconds,
+    kbps: ((now.bytes - before.bytes) * 8) / 1000 / seconds,
+    /** percent */
+    loss: received + lost > 0 ? (100 * lost) / (received + lost) : 0,
+    /** ms a frame */
+    buffer: each(now.buffered - before.buffered, now.emitted - before.emitted),
+    /** ms a frame */
+    decode: each(now.decoding - before.decoding, now.decoded - before.decoded),
+  };
+}
+
+/** @type {(figures: Figures, camera: Camera | undefined) => [label: string, value: string][]} */
+export function lines(figures, camera) {
+  return [
+    ['Picture', figures.width ? `${figures.width} × ${figures.height}, ${figures.fps.toFixed(0)} fps` : 'none yet'],
+    ['Bitrate', `${figures.kbps.toFixed(0)} kbit/s`],
+    ['Loss', `${figures.loss.toFixed(1)} %, ${figures.lost} in all, ${figures.repaired} repaired`],
+    ['Round trip', ms(figures.roundTrip)],
+    ['Jitter buffer', ms(figures.buffer)],
+    ['Decoding', `${ms(figures.decode)}, ${figures.dropped} dropped`],
+    ['Freezes', figures.freezes ? `${figures.freezes}, ${figures.frozen.toFixed(1)} s in all` : 'none'],
+    ['Path', figures.path],
+    ['Codec', figures.codec],
+    ['Encoder', [camera?.encoder ?? UNKNOWN, camera?.encoder_reason].filter(Boolean).join(': ')],
+    ['Source', camera?.source ?? UNKNOWN],
+  ];
+}
+
+/** @type {(seconds: number, count: number) => number | null} */
+function each(seconds, count) {
+  return count > 0 ? (1000 * seconds) / count : null;
+}
+
+/** @param {number | null} value */
+function ms(value) {
+  return value === null ? '–' : `${value.toFixed(value < 10 ? 1 : 0)} ms`;
+}
+
+/**
+ * Firefox has no `selectedCandidatePairId`.
+ * @type {(entries: Map<string, Entry>) => Entry | undefined}
+ */
+function chosenPair(entries) {
+  const all = [...entries.values()];
+  const transport = all.find(({ type, selectedCandidatePairId }) => type === 'transport' && selectedCandidatePairId);
+  return entries.get(transport?.selectedCandidatePairId) ?? all.find(({ type, nominated, state }) => type === 'candidate-pair' && nominated && state === 'succeeded');
+}
+
+/** @type {(pair: Entry | undefined, entries: Map<string, Entry>) => string} */
+function pathOf(pair, entries) {
+  const [local, remote] = [entries.get(pair?.localCandidateId), entries.get(pair?.remoteCandidateId)];
+  if (!local || !remote) return UNKNOWN;
+  const protocol = (local.relayProtocol ?? local.protocol ?? 'udp').toUpperCase();
+  return `you ${local.candidateType} → camera ${remote.candidateType}, ${protocol}`;
+}
+
+/** @param {Entry | undefined} codec */
+function codecOf(codec) {
+  if (!codec) return UNKNOWN;
+  const profile = /profile-level-id=(\w+)/.exec(codec.sdpFmtpLine ?? '')?.[1];
+  return [codec.mimeType?.replace('video/', ''), profile].filter(Boolean).join(' ');
+}

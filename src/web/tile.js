@@ -1,0 +1,221 @@
+// @ts-check
+/** One camera on the page: its picture, what is said over it, and its buttons. */
+
+import { hold, snapshot, toggleFullscreen, togglePip } from './picture.js';
+import { Player } from './player.js';
+import { lines } from './stats.js';
+import { badge, say, title } from './words.js';
+
+/** @import { Around, Camera, Parts, Saying, State } from './types.d.ts' */
+/** @import { Figures } from './stats.js' */
+
+const IDLE_MS = 3_000;
+
+export class Tile {
+  /** @type {Camera | undefined} */
+  camera;
+  #parts;
+  #around;
+  /** @type {Saying | null} */
+  #saying = null;
+  #idle = 0;
+
+  /** @param {string} id @param {Around} around */
+  constructor(id, around) {
+    this.id = id;
+    this.#around = around;
+    const template = /** @type {HTMLTemplateElement} */ (document.getElementById('tile'));
+    this.element = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
+    this.#parts = partsOf(this.element);
+    this.player = new Player({
+      camera: id,
+      signaling: around.signaling,
+      show: (stream) => this.#show(stream),
+      figures: (figures) => this.#figures(figures),
+      changed: (before) => {
+        this.#holdPicture(before);
+        this.render();
+        around.changed(this);
+      },
+    });
+    this.#label();
+    this.#listen();
+    this.render();
+  }
+
+  /** It plays, or is about to. */
+  get busy() {
+    return !['off', 'ended', 'paused'].includes(this.player.state.is);
+  }
+
+  get inPip() {
+    return document.pictureInPictureElement === this.#parts.video;
+  }
+
+  /** @param {Camera | undefined} camera what the device says of it now */
+  update(camera) {
+    this.camera = camera;
+    this.render();
+  }
+
+  play() {
+    this.player.tell({ type: 'play' });
+  }
+
+  stop() {
+    this.player.tell({ type: 'stop' });
+  }
+
+  toggle() {
+    this.busy ? this.stop() : this.play();
+  }
+
+  snapshot() {
+    if (this.busy && snapshot(this.#parts.video, this.id)) this.#around.announce(`Snapshot of ${this.id} saved`);
+  }
+
+  fullscreen() {
+    if (this.busy) toggleFullscreen(this.element, this.#parts.video).catch(() => {});
+  }
+
+  pip() {
+    if (this.busy) togglePip(this.#parts.video).catch(() => {});
+  }
+
+  statistics() {
+    if (this.busy) this.#showStats(!!this.#parts.stats.hidden);
+  }
+
+  /** Brings the page up to the state; called on every change and, while something is counted, every second. */
+  render() {
+    const { start, again, controls, state, stop, shot, pip, video, word, watching } = this.#parts;
+    const { is } = this.player.state;
+    const { word: badgeWord, tone } = badge(this.player.state, this.camera);
+    this.element.dataset.state = is;
+    state.dataset.tone = tone;
+    text(word, badgeWord);
+    text(watching, this.camera?.viewers ? `${this.camera.viewers} watching` : '');
+    const focused = document.activeElement;
+    start.hidden = is !== 'off' && is !== 'paused';
+    controls.hidden = !this.busy;
+    if (!this.busy) this.#showStats(false);
+    shot.disabled = pip.disabled = !video.videoWidth;
+    this.#renderMessage();
+    // Whoever pressed a button that is gone now stands at its opposite, not at the top of the page.
+    if (this.element.contains(focused) && !focused?.getClientRects().length) (this.busy ? stop : start.hidden ? again : start).focus();
+    const [width, height] = video.videoWidth ? [video.videoWidth, video.videoHeight] : [this.camera?.width, this.camera?.height];
+    if (width) this.element.style.setProperty('--ratio', `${width} / ${height}`);
+  }
+
+  #renderMessage() {
+    const { message, title: heading, detail, again, start, held } = this.#parts;
+    const { state } = this.player;
+    const now = performance.now();
+    const before = this.#saying;
+    const saying = (this.#saying = say(state, this.camera, this.player.standing));
+    if (saying && saying.title !== before?.title) this.#around.announce(`${this.id}: ${title(saying, now)}`);
+    if (!saying && before && state.is === 'live') this.#around.announce(`${this.id}: live`);
+    message.hidden = !saying;
+    if (!saying) return;
+    text(heading, title(saying, now));
+    text(detail, saying.detail ?? '');
+    text(again, saying.action ?? '');
+    again.hidden = !saying.action;
+    message.dataset.busy = String(!!saying.busy);
+    message.dataset.beside = String(!start.hidden || !held.hidden || ('picture' in state && state.picture));
+  }
+
+  #label() {
+    const { name, video, controls, start, stop } = this.#parts;
+    name.textContent = name.href = this.id;
+    this.element.ariaLabel = this.id;
+    video.ariaLabel = `Live picture of ${this.id}`;
+    controls.ariaLabel = `Controls of ${this.id}`;
+    start.ariaLabel = `Play ${this.id}`;
+    stop.ariaLabel = `Stop ${this.id}`;
+  }
+
+  #listen() {
+    const { start, again, stop, shot, info, pip, full, name, video, held, picture } = this.#parts;
+    start.onclick = again.onclick = () => this.play();
+    stop.onclick = () => this.stop();
+    shot.onclick = () => this.snapshot();
+    info.onclick = () => this.statistics();
+    pip.onclick = () => this.pip();
+    pip.hidden = !document.pictureInPictureEnabled;
+    full.onclick = picture.ondblclick = () => this.fullscreen();
+    name.onclick = (event) => {
+      if (event.metaKey || event.ctrlKey || event.shiftKey) return;
+      event.preventDefault();
+      this.#around.open(this);
+    };
+    video.onloadeddata = () => {
+      held.hidden = true;
+      this.player.tell({ type: 'picture' });
+      this.render();
+    };
+    video.onresize = () => this.render();
+    this.element.onpointermove = this.element.onpointerdown = this.element.onkeydown = () => {
+      delete this.element.dataset.idle;
+      clearTimeout(this.#idle);
+      this.#idle = setTimeout(() => (this.element.dataset.idle = ''), IDLE_MS);
+    };
+  }
+
+  /** @param {MediaStream} stream */
+  #show(stream) {
+    const { video } = this.#parts;
+    video.srcObject = stream;
+    // Muted, so refused only where the system saves power. The browser's own button then shows the way.
+    video.play().then(
+      () => (video.controls = false),
+      (error) => (video.controls = error.name === 'NotAllowedError'),
+    );
+  }
+
+  /** The last picture stands while a new connection is made, and goes when the viewer stops it. @param {State} before */
+  #holdPicture(before) {
+    const { video, held } = this.#parts;
+    const { is } = this.player.state;
+    if (is === 'off' || is === 'ended') {
+      video.srcObject = null;
+      held.hidden = true;
+    } else if ('picture' in before && before.picture && is !== 'live' && is !== 'restoring') {
+      held.hidden = !hold(video, held);
+    }
+  }
+
+  /** @param {boolean} shown */
+  #showStats(shown) {
+    const { stats, info } = this.#parts;
+    if (stats.hidden !== shown) return;
+    stats.hidden = !shown;
+    info.ariaPressed = String(shown);
+    if (shown) this.#figures(null);
+  }
+
+  /** @param {Figures | null} figures */
+  #figures(figures) {
+    this.render();
+    const rows = figures ? lines(figures, this.camera) : [['Picture', 'measuring']];
+    if (!this.#parts.stats.hidden) this.#parts.stats.replaceChildren(...rows.flatMap(([label, value]) => [make('dt', label), make('dd', value)]));
+  }
+}
+
+/** @param {HTMLElement} element @returns {Parts} */
+function partsOf(element) {
+  const parts = [...element.querySelectorAll('[data-part]')].map((part) => [/** @type {HTMLElement} */ (part).dataset.part, part]);
+  return Object.fromEntries(parts);
+}
+
+/** Writing the same text again would make some screen readers read it again. @param {Element} element @param {string} value */
+function text(element, value) {
+  if (element.textContent !== value) element.textContent = value;
+}
+
+/** @param {string} tag @param {string} content */
+function make(tag, content) {
+  const element = document.createElement(tag);
+  element.textContent = content;
+  return element;
+}

@@ -1,0 +1,184 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Signaling } from '../../../src/web/signaling.js';
+
+/** A device at the other end of a socket that has no network in it, and a clock that only moves when told to. */
+class Device {
+  sockets = [];
+  timers = [];
+  token = '';
+
+  signaling = new Signaling({
+    url: 'ws://camera/ws',
+    token: () => this.token,
+    open: (url) => {
+      const socket = { url, OPEN: 1, readyState: 0, sent: [], send: (text) => socket.sent.push(JSON.parse(text)), close: () => (socket.readyState = 3) };
+      this.sockets.push(socket);
+      return socket;
+    },
+    after: (ms, then) => {
+      const timer = { ms, then };
+      this.timers.push(timer);
+      return () => (this.timers = this.timers.filter((other) => other !== timer));
+    },
+  });
+
+  get socket() {
+    return this.sockets.at(-1);
+  }
+
+  open() {
+    this.socket.readyState = 1;
+    this.socket.onopen();
+  }
+
+  say(message) {
+    this.socket.onmessage({ data: typeof message === 'string' ? message : JSON.stringify({ v: 1, ...message }) });
+  }
+
+  /** Fires the timers of this length. */
+  pass(ms) {
+    const due = this.timers.filter((timer) => timer.ms === ms);
+    this.timers = this.timers.filter((timer) => timer.ms !== ms);
+    due.forEach(({ then }) => then());
+  }
+
+  async welcome() {
+    const welcome = this.signaling.welcome();
+    this.open();
+    this.say({ type: 'welcome', id: 'hello', ice_servers: [] });
+    return welcome;
+  }
+
+  /** A session that notes what it is told. */
+  join(name) {
+    const heard = [];
+    this.signaling.join(name, (message) => heard.push(message));
+    return heard;
+  }
+
+  sent(type) {
+    return this.socket.sent.filter((message) => message.type === type);
+  }
+}
+
+test('one socket is opened for all who ask, and it says hello first, with the token of then', async () => {
+  const device = new Device();
+  device.token = 'secret';
+  const both = [device.signaling.welcome(), device.signaling.welcome()];
+  device.open();
+  assert.deepEqual(device.socket.sent, [{ v: 1, type: 'hello', id: 'hello', token: 'secret' }]);
+  device.say({ type: 'welcome', id: 'hello', ice_servers: [{ urls: 'turn:here' }] });
+  for (const welcome of await Promise.all(both)) assert.deepEqual(welcome.ice_servers, [{ urls: 'turn:here' }]);
+  assert.equal(device.sockets.length, 1);
+});
+
+test('no token is sent where there is none', () => {
+  const device = new Device();
+  device.signaling.welcome();
+  device.open();
+  assert.ok(!('token' in device.socket.sent[0]));
+});
+
+test('messages reach the session they are for, also errors that name only the message they answer', async () => {
+  const device = new Device();
+  await device.welcome();
+  const [front, garden] = [device.join('s1'), device.join('s2')];
+  device.signaling.send('s1', 'offer', { camera: 'front' });
+  const [{ id }] = device.sent('offer');
+  device.say({ type: 'answer', session: 's2', description: {} });
+  device.say({ type: 'error', id, code: 'too-long', message: 'too long' });
+  assert.deepEqual(front.map(({ type }) => type), ['error']);
+  assert.deepEqual(garden.map(({ type }) => type), ['answer']);
+});
+
+test('a refused hello gives the reason, and the next attempt a new socket', async () => {
+  const device = new Device();
+  const refused = device.signaling.welcome();
+  device.open();
+  device.say({ type: 'error', id: 'hello', code: 'token-expired', message: 'the token has expired', retry_after_ms: 500 });
+  await assert.rejects(refused, (why) => why.code === 'token-expired' && why.retryAfter === 500);
+  await device.welcome();
+  assert.equal(device.sockets.length, 2);
+});
+
+test('a device that is not there is unreachable', async () => {
+  const device = new Device();
+  const welcome = device.signaling.welcome();
+  device.socket.onclose();
+  await assert.rejects(welcome, { code: 'unreachable' });
+});
+
+test('a device that takes the socket and says nothing is unreachable, too', async () => {
+  const device = new Device();
+  const welcome = device.signaling.welcome();
+  device.open();
+  device.pass(8_000);
+  await assert.rejects(welcome, { code: 'unreachable' });
+});
+
+test('when the socket closes, every session hears it once', async () => {
+  const device = new Device();
+  await device.welcome();
+  const heard = [device.join('s1'), device.join('s2')];
+  device.socket.onclose();
+  device.socket.onclose();
+  for (const session of heard) assert.deepEqual(session, [{ type: 'closed' }]);
+});
+
+test('who leaves says bye; whoever was told bye does not answer it', async () => {
+  const device = new Device();
+  await device.welcome();
+  device.join('s1');
+  device.join('s2');
+  device.signaling.leave('s1');
+  device.say({ type: 'bye', session: 's2', reason: 'shutdown' });
+  device.signaling.leave('s2');
+  device.signaling.leave('never-there');
+  assert.deepEqual(device.sent('bye').map(({ session }) => session), ['s1']);
+});
+
+test('a socket that does not answer counts as closed', async () => {
+  const device = new Device();
+  await device.welcome();
+  const heard = device.join('s1');
+  device.pass(15_000);
+  const [{ id }] = device.sent('ping');
+  device.say({ type: 'pong', id });
+  device.pass(5_000);
+  assert.deepEqual(heard, [], 'it answered in time');
+  device.pass(15_000);
+  device.pass(5_000);
+  assert.deepEqual(heard, [{ type: 'closed' }]);
+});
+
+test('without sessions the socket is given back', async () => {
+  const device = new Device();
+  await device.welcome();
+  device.join('s1');
+  device.signaling.leave('s1');
+  device.pass(15_000);
+  assert.equal(device.socket.readyState, 3);
+  await device.welcome();
+  assert.equal(device.sockets.length, 2);
+});
+
+test('an old socket cannot disturb the one that followed it', async () => {
+  const device = new Device();
+  await device.welcome();
+  const old = device.socket;
+  device.signaling.close();
+  await device.welcome();
+  const heard = device.join('s1');
+  old.onmessage({ data: '{"v":1,"type":"bye","session":"s1","reason":"lost"}' });
+  old.onclose();
+  assert.deepEqual(heard, []);
+});
+
+test('what is not a message of this protocol is passed over', async () => {
+  const device = new Device();
+  await device.welcome();
+  const heard = device.join('s1');
+  for (const noise of ['', '[]', 'null', '{"v":2,"type":"bye","session":"s1"}', '{']) device.say(noise);
+  assert.deepEqual(heard, []);
+});
