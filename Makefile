@@ -1,0 +1,52 @@
+# The words people and CI type. `make help` lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test unit browser camera-vm check fmt bench fuzz packages-run packages-test packages-bench
+
+CARGO := cargo
+BROWSER := tests/browser
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+run: packages-run ## build if needed and show the test camera; prints the page's address
+	$(CARGO) run --locked -- run $(ARGS)
+
+build: packages-run ## the optimised program, target/release/edgecam
+	$(CARGO) build --locked --release
+
+test: unit browser camera-vm ## every test: Rust, page, a real browser, V4L2 devices in a virtual machine
+
+unit: packages-test $(BROWSER)/node_modules ## the tests that need neither browser nor virtual machine
+	$(CARGO) test --locked
+	npm --prefix $(BROWSER) run --silent types
+	npm --prefix $(BROWSER) run --silent unit
+
+browser: packages-test $(BROWSER)/node_modules ## the page in Debian's Chromium, served by the real program
+	$(CARGO) build --locked
+	npm --prefix $(BROWSER) run --silent browser
+
+camera-vm: packages-test ## the program on V4L2 devices: webcam, encoder, unplugging, stalls
+	tests/camera_vm/camera-vm --build-only
+	$(CARGO) test --locked --test camera_vm -- --ignored --test-threads=1
+
+check: packages-run ## formatting, lints, what the binary may link, what the tree may hold
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	scripts/check-tree
+
+fmt: ## format the Rust code
+	$(CARGO) fmt
+
+bench: packages-bench ## what the product promises, measured beside its peers (minutes)
+	$(CARGO) bench --locked
+
+fuzz: ## fuzz one target: make fuzz TARGET=wire SECONDS=60 (nightly Rust and cargo-fuzz)
+	cd fuzz && cargo +nightly fuzz run $(or $(TARGET),wire) -- -max_total_time=$(or $(SECONDS),60)
+
+packages-run packages-test packages-bench:
+	@scripts/install-packages $(@:packages-%=%)
+
+$(BROWSER)/node_modules: $(BROWSER)/package-lock.json
+	npm --prefix $(BROWSER) ci --no-progress
+	@touch $@
