@@ -7,6 +7,7 @@ pub mod http;
 pub mod hub;
 pub mod net;
 pub mod peer;
+pub mod probe;
 pub mod publisher;
 pub mod signaling;
 pub mod telemetry;
