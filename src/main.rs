@@ -4,10 +4,13 @@ mod cli;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
+use anyhow::Context;
 use clap::Parser;
 use edgecam::config::{Config, ConfigError, Sources};
 use edgecam::telemetry;
+use tokio::runtime::{Builder, Runtime};
 
 use self::cli::{Cli, Command, ConfigCommand};
 
@@ -19,6 +22,9 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Run(args) => run(&args.sources()),
         Command::Check(args) => cli::check(args),
+        Command::Devices(args) => cli::devices(&args),
+        Command::Token(args) => cli::token(args, wall_clock()),
+        Command::Probe(args) => runtime().and_then(|runtime| runtime.block_on(cli::probe(args))),
         Command::Config(ConfigCommand::Show(args)) => cli::show_config(args),
     };
     match outcome {
@@ -41,10 +47,20 @@ fn run(sources: &Sources) -> anyhow::Result<()> {
     anyhow::bail!("the daemon is not built yet")
 }
 
+/// One thread is enough: what takes long has threads of its own.
+fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build().context("the event loop cannot start")
+}
+
 /// `--help` and `--version` are answers; everything else clap reports is a mistake.
 fn usage_exit(usage: &clap::Error) -> ExitCode {
     let _ = usage.print();
     if usage.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the edge: a token's times are wall-clock times")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }
 
 /// sysexits.h

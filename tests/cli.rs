@@ -52,6 +52,38 @@ fn what_is_shown_can_be_used_as_a_configuration() {
     assert_eq!(output.status.code(), Some(0), "{output:?}\n{shown}");
 }
 
+#[test]
+fn a_token_is_printed_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
+    let path = file(&folder, "[auth]\ntoken_key_file = \"key\"");
+    let token =
+        said(&edgecam(&["token", "--config", &path, "--camera", "test", "--allow", "view,control", "--ttl", "15m"]));
+    assert_eq!(token.trim_end().split('.').count(), 3, "{token}");
+    assert_eq!(token.lines().count(), 1, "{token}");
+}
+
+#[test]
+fn no_token_is_made_without_a_key_or_for_a_camera_that_is_not_there() {
+    let folder = TempDir::new().unwrap();
+    let output = edgecam(&["token", "--config", &file(&folder, "")]);
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(complaint, "edgecam: this device asks for no tokens, so it can make none; set auth.token_key_file\n");
+    assert_eq!(output.status.code(), Some(1));
+
+    fs::write(folder.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
+    let path = file(&folder, "[auth]\ntoken_key_file = \"key\"");
+    let output = edgecam(&["token", "--config", &path, "--camera", "cellar"]);
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "edgecam: there is no camera cellar; there is test\n");
+}
+
+#[test]
+fn a_camera_that_cannot_be_asked_ends_a_probe_with_1() {
+    let output = edgecam(&["probe", "not a url"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("give one like http://"), "no remedy is named");
+}
+
 fn edgecam(arguments: &[&str]) -> Output {
     // Nothing of the machine the test runs on: a variable there could change what is loaded.
     Command::new(env!("CARGO_BIN_EXE_edgecam")).args(arguments).env_clear().output().unwrap()

@@ -8,14 +8,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edgecam::config::{Config, ConfigError, Credentials, Flag, Rule, Source, Sources};
+use edgecam::camera::Source;
+use edgecam::config::{Config, ConfigError, Flag, Sources};
+use edgecam::signaling::access::Rule;
+use edgecam::signaling::ice_servers::Credentials;
 use tempfile::TempDir;
 
 #[test]
 fn without_any_file_there_is_a_test_camera_on_loopback() {
     let config = Machine::new().load().unwrap();
     assert_eq!(config.device, "frontdoor");
-    assert_eq!(config.http.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
     assert!(matches!(config.access.rule, Rule::Open));
     let [camera] = config.cameras.as_slice() else { panic!("{:?}", config.cameras) };
     assert_eq!((camera.id.as_str(), &camera.source), ("test", &Source::Test));
@@ -35,7 +38,7 @@ fn a_whole_configuration_becomes_the_settings_of_the_parts() {
         [device]
         id = "porch"
         [ice]
-        udp_port = 0
+        udp_port = 9001
         advertise = ["203.0.113.7", "203.0.113.8:9000"]
         [[camera]]
         id = "front"
@@ -56,7 +59,7 @@ fn a_whole_configuration_becomes_the_settings_of_the_parts() {
     );
     let config = machine.load().unwrap();
     assert_eq!(config.device, "porch");
-    let advertised: Vec<String> = config.ice.advertise.iter().map(ToString::to_string).collect();
+    let advertised: Vec<String> = config.media.advertise.iter().map(ToString::to_string).collect();
     assert_eq!(advertised, ["203.0.113.7:0", "203.0.113.8:9000"]);
     let [front, back] = config.cameras.as_slice() else { panic!("{:?}", config.cameras) };
     assert_eq!(front.source, Source::V4l2("/dev/v4l/by-id/usb-camera".into()));
@@ -75,13 +78,13 @@ fn later_layers_win_key_by_key() {
         .drop_in("20-later.toml", "[http]\nlisten = \"127.0.0.1:3\"")
         .drop_in("10-earlier.toml", "[http]\nlisten = \"127.0.0.1:2\"\nheader_timeout_s = 7")
         .drop_in("notes.txt", "not TOML");
-    assert_eq!(machine.load().unwrap().http.listen.port(), 3);
+    assert_eq!(machine.load().unwrap().listen.port(), 3);
 
     let machine = machine.variable("EDGECAM__HTTP__LISTEN", "127.0.0.1:4");
-    assert_eq!(machine.load().unwrap().http.listen.port(), 4);
+    assert_eq!(machine.load().unwrap().listen.port(), 4);
 
     let config = machine.flag("--listen", "http.listen", "127.0.0.1:5").load().unwrap();
-    assert_eq!(config.http.listen.port(), 5);
+    assert_eq!(config.listen.port(), 5);
     assert_eq!((config.http.max_connections, config.http.header_timeout.as_secs()), (100, 7));
     assert_eq!(config.sessions.max_negotiations, 5);
 }
@@ -99,7 +102,7 @@ fn a_list_of_cameras_in_a_later_file_replaces_the_earlier_list() {
 fn a_variable_is_read_as_the_type_its_key_has() {
     let machine = Machine::new().variable("EDGECAM__DEVICE__ID", "0123").variable("EDGECAM__ICE__UDP_PORT", "0");
     let config = machine.load().unwrap();
-    assert_eq!((config.device.as_str(), config.ice.udp_port), ("0123", 0));
+    assert_eq!((config.device.as_str(), config.media.udp_port), ("0123", 0));
 }
 
 #[test]
@@ -299,6 +302,10 @@ const BAD_FILES: &[(&str, &str)] = &[
         "[ice]\nadvertise = [\"home.example.org\"]",
         "ice.advertise: \"home.example.org\" is not an address; write 203.0.113.7 or 203.0.113.7:8189, not a host name \
          (in edgecam.toml)",
+    ),
+    (
+        "[ice]\nadvertise = [\"0.0.0.0\"]",
+        "ice.advertise: 0.0.0.0 is no address that viewers can reach (in edgecam.toml)",
     ),
     (
         "[ice]\ninterfaces = [\"eth0 wlan0\"]",

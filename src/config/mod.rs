@@ -8,26 +8,28 @@
 mod error;
 mod file;
 mod layers;
-mod parts;
 mod secret;
 mod settings;
 mod shape;
 mod show;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use self::error::Wrong;
 pub use self::error::{ConfigError, Problem};
 use self::file::ConfigToml;
-pub use self::parts::{
-    AccessSettings, CameraSettings, Credentials, EncoderSettings, HttpSettings, IceServer, IceSettings, LinkSettings,
-    Prefer, Rule, Source,
-};
 use self::secret::Secrets;
 use self::shape::Shape;
+use crate::camera::{CameraSettings, Source};
 use crate::core::sessions::{SessionsSettings, ViewedCamera};
+use crate::http::HttpSettings;
+use crate::net::MediaSettings;
+use crate::signaling::LinkSettings;
+use crate::signaling::access::AccessSettings;
+use crate::signaling::ice_servers::IceServer;
 use crate::telemetry::LogSettings;
 
 /// What every part is started with.
@@ -35,15 +37,17 @@ use crate::telemetry::LogSettings;
 pub struct Config {
     /// This device's name: `[a-zA-Z0-9_-]{1,64}`.
     pub device: String,
+    /// Where the page, WHEP, WebSocket and API are; port 0: any.
+    pub listen: SocketAddr,
     pub http: HttpSettings,
-    pub ice: IceSettings,
+    pub media: MediaSettings,
     /// What viewers are told of.
     pub ice_servers: Vec<IceServer>,
     pub access: AccessSettings,
     pub links: LinkSettings,
-    /// A viewer who has answered no check for so long is gone (RFC 7675).
-    pub vanished_after: Duration,
     pub sessions: SessionsSettings,
+    /// A viewer who has answered nothing for so long is gone.
+    pub lost_after: Duration,
     /// At least one; every id once.
     pub cameras: Vec<CameraSettings>,
     pub log: LogSettings,
@@ -101,14 +105,15 @@ impl Config {
         }
         let secrets = Secrets::new(&sources.environment, sources.folder());
         let device = findings.keep("device", settings::device(device.id, &sources.host_name));
-        let links = findings.keep("limits", LinkSettings::try_from(&limits));
-        let vanished_after = findings.keep("limits", settings::vanished_after(&limits));
+        let links = findings.keep("", settings::links(&limits, &http));
+        let lost_after = findings.keep("limits", settings::lost_after(&limits));
         let mut sessions = findings.keep("limits", SessionsSettings::try_from(&limits));
         let listener = findings.keep("http", HttpSettings::try_from(&http));
-        let access = listener.as_ref().zip(device.as_ref()).and_then(|(HttpSettings { listen, .. }, device)| {
-            findings.keep("", settings::access(auth, http, *listen, device.clone(), &secrets, &mut warnings))
+        let listen = findings.keep("http", settings::listen(&http));
+        let access = listen.zip(device.clone()).and_then(|(listen, device)| {
+            findings.keep("", settings::access(auth, http, listen, device, &secrets, &mut warnings))
         });
-        let own_ice = findings.keep("ice", IceSettings::try_from(&ice));
+        let media = listen.and_then(|listen| findings.keep("ice", settings::media(&ice, listen)));
         let mut ice_servers = Vec::new();
         for (index, server) in ice.servers.into_iter().enumerate() {
             let server = settings::ice_server(server, &secrets, &mut warnings);
@@ -134,13 +139,14 @@ impl Config {
         }
         Some(Self {
             device: device?,
+            listen: listen?,
             http: listener?,
-            ice: own_ice?,
+            media: media?,
             ice_servers,
             access: access?,
             links: links?,
-            vanished_after: vanished_after?,
             sessions: sessions?,
+            lost_after: lost_after?,
             cameras,
             log: log?,
             warnings,

@@ -2,19 +2,21 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::Wrong;
 use super::file::{AuthToml, CameraToml, EncoderToml, HttpToml, IceServerToml, IceToml, LimitsToml, LogToml};
-use super::parts::{
-    AccessSettings, CameraSettings, Credentials, EncoderSettings, HttpSettings, IceServer, IceSettings, LinkSettings,
-    Prefer, Rule, Source, TokenKey,
-};
 use super::secret::Secrets;
+use crate::camera::{CameraSettings, EncoderSettings, Prefer, Source};
 use crate::core::access_unit::Bitrate;
 use crate::core::sessions::SessionsSettings;
 use crate::core::signal::{CameraId, is_name};
+use crate::http::HttpSettings;
+use crate::net::MediaSettings;
+use crate::signaling::LinkSettings;
+use crate::signaling::access::{AccessSettings, Rule};
+use crate::signaling::ice_servers::{Credentials, IceServer};
+use crate::signaling::token::TokenKey;
 use crate::telemetry::{LogFormat, LogSettings};
 
 /// The device's id: as given, or the host name's first label made fit.
@@ -33,20 +35,30 @@ impl TryFrom<&HttpToml> for HttpSettings {
     type Error = Wrong;
 
     fn try_from(http: &HttpToml) -> Result<Self, Wrong> {
-        let most = whole("max_connections", http.max_connections, 1..=10_000, "")?;
-        let most_each = whole("max_connections_per_address", http.max_connections_per_address, 1..=10_000, "")?;
-        if most_each > most {
-            let what = format!("{most_each} is above max_connections ({most}); lower it or raise max_connections");
+        let max_connections = whole("max_connections", http.max_connections, 1..=10_000, "")?;
+        let max_per_address = whole("max_connections_per_address", http.max_connections_per_address, 1..=10_000, "")?;
+        if max_per_address > max_connections {
+            let what = format!(
+                "{max_per_address} is above max_connections ({max_connections}); lower it or raise max_connections"
+            );
             return Err(Wrong::new("max_connections_per_address", what));
         }
-        Ok(Self {
-            listen: listen(&http.listen)?,
-            max_connections: most,
-            max_connections_per_address: most_each,
-            header_timeout: seconds("header_timeout_s", http.header_timeout_s, 1..=60)?,
-            body_timeout: seconds("body_timeout_s", http.body_timeout_s, 1..=60)?,
-        })
+        let header_timeout = seconds("header_timeout_s", http.header_timeout_s, 1..=60)?;
+        Ok(Self { max_connections, max_per_address, header_timeout, ..Self::default() })
     }
+}
+
+/// The address to listen on.
+pub(super) fn listen(http: &HttpToml) -> Result<SocketAddr, Wrong> {
+    let text = http.listen.as_str();
+    let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    let address = local.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).or_else(|| text.parse().ok());
+    address.ok_or_else(|| {
+        let what = format!(
+            "{text:?} is not an address and port; write 127.0.0.1:8080 for this machine only, 0.0.0.0:8080 or [::]:8080 for all"
+        );
+        Wrong::new("listen", what)
+    })
 }
 
 /// Who may come in; where we listen decides what is needed: beyond loopback a token key, or the owner's word that none is
@@ -63,8 +75,7 @@ pub(super) fn access(
     if anyone_may_watch && !token_key_file.is_empty() {
         return Err(Wrong::new("auth.anyone_may_watch", "contradicts auth.token_key_file; remove one of them"));
     }
-    let loopback = listen.ip().to_canonical().is_loopback();
-    if !loopback && token_key_file.is_empty() && !anyone_may_watch {
+    if !is_loopback(listen) && token_key_file.is_empty() && !anyone_may_watch {
         let what = format!(
             "{listen} can be reached from other machines, and nothing asks who watches; set auth.token_key_file, \
              or auth.anyone_may_watch = true if that is what you want"
@@ -82,20 +93,18 @@ pub(super) fn access(
     Ok(AccessSettings { rule, device, origins: http.allowed_origins })
 }
 
-impl TryFrom<&IceToml> for IceSettings {
-    type Error = Wrong;
-
-    fn try_from(ice: &IceToml) -> Result<Self, Wrong> {
-        if let Some(name) = ice.interfaces.iter().find(|name| !is_interface(name)) {
-            let what = format!("{name:?} cannot be a network interface; write names like eth0");
-            return Err(Wrong::new("interfaces", what));
-        }
-        Ok(Self {
-            udp_port: whole("udp_port", ice.udp_port, 0..=65_535, "")?,
-            interfaces: ice.interfaces.clone(),
-            advertise: ice.advertise.iter().map(|address| advertised(address)).collect::<Result<_, _>>()?,
-        })
+/// The media socket; viewers on this machine are served over loopback when the page is, too.
+pub(super) fn media(ice: &IceToml, listen: SocketAddr) -> Result<MediaSettings, Wrong> {
+    if let Some(name) = ice.interfaces.iter().find(|name| !is_interface(name)) {
+        let what = format!("{name:?} cannot be a network interface; write names like eth0");
+        return Err(Wrong::new("interfaces", what));
     }
+    Ok(MediaSettings {
+        udp_port: whole("udp_port", ice.udp_port, 0..=65_535, "")?,
+        interfaces: ice.interfaces.clone(),
+        advertise: ice.advertise.iter().map(|address| advertised(address)).collect::<Result<_, _>>()?,
+        loopback: is_loopback(listen),
+    })
 }
 
 pub(super) fn ice_server(
@@ -128,25 +137,27 @@ pub(super) fn ice_server(
     Ok(IceServer { urls, credentials })
 }
 
-impl TryFrom<&LimitsToml> for LinkSettings {
-    type Error = Wrong;
-
-    fn try_from(limits: &LimitsToml) -> Result<Self, Wrong> {
-        let messages_per_s = limits.websocket_messages_per_s;
-        Ok(Self {
-            max_candidates: whole("candidates", limits.candidates, CANDIDATES, "")?,
-            idle_timeout: seconds("websocket_idle_s", limits.websocket_idle_s, 10..=3600)?,
-            messages_per_s: whole("websocket_messages_per_s", messages_per_s, 1..=1000, "")?,
-            max_whep_sessions: whole("whep_sessions", limits.whep_sessions, 1..=10_000, "")?,
-        })
-    }
+/// The links' limits; one of them is the listener's, so keys are whole.
+pub(super) fn links(limits: &LimitsToml, http: &HttpToml) -> Result<LinkSettings, Wrong> {
+    let idle_timeout = seconds("limits.websocket_idle_s", limits.websocket_idle_s, 10..=3600)?;
+    let messages_per_s = limits.websocket_messages_per_s;
+    Ok(LinkSettings {
+        max_candidates: whole("limits.candidates", limits.candidates, CANDIDATES, "")?,
+        idle_timeout,
+        // Two pings may be lost before the socket is.
+        ping_interval: idle_timeout / 3,
+        messages_per_s: whole("limits.websocket_messages_per_s", messages_per_s, 1..=1000, "")?,
+        body_timeout: seconds("http.body_timeout_s", http.body_timeout_s, 1..=60)?,
+        max_whep_sessions: whole("limits.whep_sessions", limits.whep_sessions, 1..=10_000, "")?,
+        ..LinkSettings::default()
+    })
 }
 
 const CANDIDATES: RangeInclusive<i64> = 1..=1000;
 
 /// How long a viewer may be silent before it counts as gone.
-pub(super) fn vanished_after(limits: &LimitsToml) -> Result<Duration, Wrong> {
-    seconds("vanished_s", limits.vanished_s, 5..=300)
+pub(super) fn lost_after(limits: &LimitsToml) -> Result<Duration, Wrong> {
+    seconds("vanished_s", limits.vanished_s, 10..=300)
 }
 
 /// What is decided about viewers; without the cameras, which the caller adds.
@@ -244,21 +255,19 @@ impl TryFrom<EncoderToml> for EncoderSettings {
 
 const NAME_RULE: &str = "1 to 64 of the characters a-z A-Z 0-9 _ -";
 
-fn listen(text: &str) -> Result<SocketAddr, Wrong> {
-    let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
-    let address = local.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).or_else(|| text.parse().ok());
-    address.ok_or_else(|| {
-        let what = format!(
-            "{text:?} is not an address and port; write 127.0.0.1:8080 for this machine only, 0.0.0.0:8080 or [::]:8080 for all"
-        );
-        Wrong::new("listen", what)
-    })
+/// An address as viewers see it; port 0 when only the address is given.
+fn advertised(text: &str) -> Result<SocketAddr, Wrong> {
+    let wrong = |what: String| Err(Wrong::new("advertise", what));
+    let address = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 0)));
+    match address {
+        Ok(address) if address.ip().is_unspecified() => wrong(format!("{text} is no address that viewers can reach")),
+        Ok(address) => Ok(address),
+        Err(_) => wrong(format!("{text:?} is not an address; write 203.0.113.7 or 203.0.113.7:8189, not a host name")),
+    }
 }
 
-fn advertised(text: &str) -> Result<SocketAddr, Wrong> {
-    let address = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::from((ip, 0))));
-    let what = || format!("{text:?} is not an address; write 203.0.113.7 or 203.0.113.7:8189, not a host name");
-    address.filter(|address| !address.ip().is_unspecified()).ok_or_else(|| Wrong::new("advertise", what()))
+fn is_loopback(listen: SocketAddr) -> bool {
+    listen.ip().to_canonical().is_loopback()
 }
 
 fn token_key(name: &str, secrets: &Secrets, warnings: &mut Vec<String>) -> Result<TokenKey, Wrong> {
@@ -269,17 +278,16 @@ fn token_key(name: &str, secrets: &Secrets, warnings: &mut Vec<String>) -> Resul
 fn read_source(text: &str) -> Result<Source, Wrong> {
     let wrong = |what: String| Err(Wrong::new("source", what));
     match text.split_once(':') {
-        None if text == "auto" => Ok(Source::Auto),
-        None if text == "test" => Ok(Source::Test),
-        Some((kind @ ("v4l2" | "clip"), path)) if path.starts_with('/') => {
-            Ok(if kind == "v4l2" { Source::V4l2(PathBuf::from(path)) } else { Source::Clip(PathBuf::from(path)) })
+        Some((kind @ ("v4l2" | "clip"), path)) if !path.starts_with('/') => {
+            wrong(format!("{path:?} is not a whole path; write {kind}:/…"))
         }
-        Some((kind @ ("v4l2" | "clip"), path)) => wrong(format!("{path:?} is not a whole path; write {kind}:/…")),
         None if text.starts_with("/dev/") => wrong(format!("write v4l2:{text}")),
         None if text == "libcamera" => wrong("libcamera is not part of this version yet".into()),
-        // What follows the scheme may hold a password.
         Some(("rtsp" | "rtsps", _)) => wrong("RTSP is not part of this version yet".into()),
-        _ => wrong("not a source; write auto, test, v4l2:/dev/video0 or clip:/path/to/file.h264".into()),
+        // Not repeated: a URL may hold a password.
+        _ => text
+            .parse()
+            .or_else(|_| wrong("not a source; write auto, test, v4l2:/dev/video0 or clip:/path/to/file.h264".into())),
     }
 }
 

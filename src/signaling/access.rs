@@ -35,7 +35,7 @@ pub enum Denied {
     Token(#[from] TokenError),
     #[error("the token does not allow this")]
     NotAllowed,
-    #[error("pages of other sites may not call this device; its owner can allow one in [http] origins")]
+    #[error("pages of other sites may not call this device; its owner can allow one in [http] allowed_origins")]
     ForeignPage,
     #[error("too many bad tokens from this address; try again in {} s", retry_after.as_secs().max(1))]
     TooManyTries { retry_after: Duration },

@@ -21,7 +21,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::{MayRead, WatchedCamera};
-use crate::core::counters::{CameraCounters, Count, ViewerCounters};
+use crate::core::counters::{CameraCounters, Count, LinkCounters, ViewerCounters};
 use crate::core::signal::CloseReason;
 
 /// All figures of the daemon.
@@ -29,11 +29,12 @@ use crate::core::signal::CloseReason;
 pub struct Metrics(Arc<Registry>);
 
 impl Metrics {
-    pub fn new(cameras: Vec<WatchedCamera>, viewers: Arc<ViewerCounters>) -> Self {
+    pub fn new(cameras: Vec<WatchedCamera>, viewers: Arc<ViewerCounters>, links: Arc<LinkCounters>) -> Self {
         let mut registry = Registry::with_prefix("edgecam");
         registry.register("build", "The running program", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(Cameras(cameras)));
         registry.register_collector(Box::new(Viewers(viewers)));
+        registry.register_collector(Box::new(Links(links)));
         Self(Arc::new(registry))
     }
 
@@ -78,6 +79,10 @@ impl Cameras {
         ("camera_opened", "Times the camera was opened", |c| &c.opened),
         ("camera_failed", "Times the camera failed or stalled", |c| &c.failed),
     ];
+    const LEVELS: [Counted<CameraCounters>; 2] = [
+        ("camera_viewers", "Sessions that hold a place", |c| &c.viewers),
+        ("camera_encoder_kbps", "Bit rate asked of the encoder; 0 before it ran", |c| &c.bitrate_kbps),
+    ];
 }
 
 impl Collector for Cameras {
@@ -89,11 +94,12 @@ impl Collector for Cameras {
                 counter.encode(family.encode_family(&[("camera", camera.id.as_str())])?)?;
             }
         }
-        let help = "Sessions that hold a place";
-        let mut family = encoder.encode_descriptor("camera_viewers", help, None, MetricType::Gauge)?;
-        for camera in &self.0 {
-            let gauge = ConstGauge::new(level(&camera.counters.viewers));
-            gauge.encode(family.encode_family(&[("camera", camera.id.as_str())])?)?;
+        for (name, help, count) in Self::LEVELS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for camera in &self.0 {
+                let gauge = ConstGauge::new(level(count(&camera.counters)));
+                gauge.encode(family.encode_family(&[("camera", camera.id.as_str())])?)?;
+            }
         }
         let help = "1 for the state the camera is in, 0 for the others";
         let mut family = encoder.encode_descriptor("camera_state", help, None, MetricType::Gauge)?;
@@ -139,6 +145,39 @@ impl Collector for Viewers {
         let mut family = encoder.encode_descriptor("sessions_closed", help, None, MetricType::Counter)?;
         for (reason, count) in CloseReason::ALL.iter().zip(&self.0.sessions_closed) {
             ConstCounter::new(count.get()).encode(family.encode_family(&[("reason", reason.slug())])?)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Links(Arc<LinkCounters>);
+
+impl Links {
+    const COUNTED: [Counted<LinkCounters>; 7] = [
+        ("connections_refused", "Connections turned away for want of a place", |l| &l.connections_refused),
+        ("connections_cut", "Connections cut off for being too slow", |l| &l.connections_cut),
+        ("websockets_opened", "WebSockets opened", |l| &l.sockets_opened),
+        ("websockets_closed", "WebSockets closed", |l| &l.sockets_closed),
+        ("messages_received", "WebSocket messages", |l| &l.messages),
+        ("messages_refused", "WebSocket messages answered with an error by the link itself", |l| &l.messages_refused),
+        ("requests_denied", "Requests without a sufficient token, or from a foreign page", |l| &l.denied),
+    ];
+    const LEVELS: [Counted<LinkCounters>; 2] = [
+        ("connections", "TCP connections that hold a place, WebSockets among them", |l| &l.connections),
+        ("whep_sessions", "WHEP sessions that have a URL", |l| &l.whep_sessions),
+    ];
+}
+
+impl Collector for Links {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        for (name, help, count) in Self::COUNTED {
+            let counter = ConstCounter::new(count(&self.0).get());
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        for (name, help, count) in Self::LEVELS {
+            let gauge = ConstGauge::new(level(count(&self.0)));
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
         Ok(())
     }
@@ -190,6 +229,14 @@ mod tests {
     }
 
     #[test]
+    fn what_the_links_turned_away_is_told() {
+        let text = figures().render().unwrap();
+        for line in ["edgecam_requests_denied_total 6", "edgecam_connections 1"] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
     fn every_state_a_camera_can_be_in_is_told() {
         let failed = CameraState::BackingOff { error: String::new(), retry_in: Duration::ZERO };
         for state in [CameraState::Idle, CameraState::Opening, CameraState::Running, failed] {
@@ -234,6 +281,9 @@ mod tests {
             status: watch::channel(CameraStatus { state: CameraState::Running, stream: None }).1,
             counters: Arc::new(counters),
         };
-        Metrics::new(vec![camera], Arc::new(viewers))
+        let links = LinkCounters::default();
+        links.denied.add(6);
+        links.connections.set(1);
+        Metrics::new(vec![camera], Arc::new(viewers), Arc::new(links))
     }
 }
