@@ -7,7 +7,6 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use crate::core::access_unit::AccessUnit;
-use crate::core::counters::CameraCounters;
 use crate::core::signal::CameraId;
 
 /// Access units that may wait for the engine: two seconds' worth, so only a stuck engine fills it.
@@ -41,16 +40,9 @@ impl Hub {
     }
 
     /// What a camera calls with each picture, on its own thread. Never waits longer than for a moment's lock.
-    pub fn sink(
-        self: &Arc<Self>,
-        camera: CameraId,
-        counters: Arc<CameraCounters>,
-    ) -> Arc<dyn Fn(AccessUnit) + Send + Sync> {
+    pub fn sink(self: &Arc<Self>, camera: CameraId) -> Arc<dyn Fn(AccessUnit) + Send + Sync> {
         let hub = self.clone();
         Arc::new(move |unit| {
-            counters.units_captured.add(1);
-            counters.bytes_captured.add(unit.data.len() as u64);
-            counters.keyframes_captured.add(u64::from(unit.is_keyframe));
             #[expect(clippy::disallowed_methods, reason = "here a picture enters from its thread: an edge")]
             let encoded_at = Instant::now();
             hub.push(&camera, Delivery { unit, encoded_at });
@@ -65,7 +57,8 @@ impl Hub {
     /// Everything that waits, each camera's in its order.
     pub fn take(&self) -> Vec<(CameraId, Delivery)> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = queues.iter_mut().flat_map(|(camera, queue)| queue.units.drain(..).map(|unit| (camera.clone(), unit)));
+        let all =
+            queues.iter_mut().flat_map(|(camera, queue)| queue.units.drain(..).map(|unit| (camera.clone(), unit)));
         all.collect()
     }
 
@@ -105,18 +98,16 @@ mod tests {
     async fn the_bell_rings_for_what_was_pushed_before_anybody_listened() {
         let front = CameraId::new("front").unwrap();
         let hub = Hub::new([front.clone()]);
-        let counters = Arc::<CameraCounters>::default();
-        hub.sink(front, counters.clone())(unit(true));
+        hub.sink(front)(unit(true));
         hub.changed().await;
         assert_eq!(hub.take().len(), 1);
-        assert_eq!((counters.units_captured.get(), counters.keyframes_captured.get()), (1, 1));
     }
 
     #[test]
     fn an_overfull_queue_goes_on_at_a_keyframe() {
         let front = CameraId::new("front").unwrap();
         let hub = Hub::new([front.clone()]);
-        let sink = hub.sink(front, Arc::default());
+        let sink = hub.sink(front);
         for _ in 0..=CAPACITY {
             sink(unit(false));
         }

@@ -1,8 +1,10 @@
 //! edgecam: a camera in a browser, from a small Linux board.
 
+pub mod app;
 pub mod camera;
 pub mod config;
 pub mod core;
+pub mod engine;
 pub mod http;
 pub mod hub;
 pub mod net;

@@ -44,7 +44,7 @@ fn run(sources: &Sources) -> anyhow::Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    anyhow::bail!("the daemon is not built yet")
+    runtime()?.block_on(edgecam::app::run(config))
 }
 
 /// One thread is enough: what takes long has threads of its own.

@@ -21,18 +21,22 @@ const LARGEST_BATCH: usize = 65_000;
 const READS: usize = 4;
 const LARGEST_READ: usize = 65_536;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MediaSettings {
     /// 0: any free port.
     pub udp_port: u16,
-    /// Told to viewers in place of the interfaces' addresses, where a router or a test forwards a port.
+    /// Names of the interfaces whose addresses viewers are told; empty: all.
+    pub interfaces: Vec<String>,
+    /// Told in place of the interfaces' addresses, where a router forwards a port; port 0: the one that was bound.
     pub advertise: Vec<SocketAddr>,
     /// Whether viewers on this machine are told 127.0.0.1 too.
     pub loopback: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use UDP port {port} for media; is another edgecam running? Set [ice] udp_port to a free one, or 0 for any")]
+#[error(
+    "cannot use UDP port {port} for media; is another edgecam running? Set [ice] udp_port to a free one, or 0 for any"
+)]
 pub struct SocketError {
     port: u16,
     #[source]
@@ -49,7 +53,7 @@ pub struct MediaSocket {
 
 impl MediaSocket {
     /// Binds both IP versions on one socket, or IPv4 alone where there is no other.
-    pub fn bind(settings: MediaSettings) -> Result<Self, SocketError> {
+    pub fn bind(mut settings: MediaSettings) -> Result<Self, SocketError> {
         let bind = |address: IpAddr| {
             let socket = std::net::UdpSocket::bind(SocketAddr::new(address, settings.udp_port))?;
             socket.set_nonblocking(true)?;
@@ -63,6 +67,9 @@ impl MediaSocket {
         let (socket, state, port, is_ipv6) = bind(Ipv6Addr::UNSPECIFIED.into())
             .or_else(|_| bind(Ipv4Addr::UNSPECIFIED.into()))
             .map_err(|source| SocketError { port: settings.udp_port, source })?;
+        for advertised in settings.advertise.iter_mut().filter(|advertised| advertised.port() == 0) {
+            advertised.set_port(port);
+        }
         Ok(Self { socket, state, settings, port, is_ipv6 })
     }
 
@@ -78,6 +85,9 @@ impl MediaSocket {
         let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
         let mut addresses: Vec<IpAddr> = interfaces
             .iter()
+            .filter(|interface| {
+                self.settings.interfaces.is_empty() || self.settings.interfaces.contains(&interface.name)
+            })
             .map(if_addrs::Interface::ip)
             .filter(|ip| is_reachable(*ip) || (self.settings.loopback && ip.is_loopback() && ip.is_ipv4()))
             .filter(|ip| self.is_ipv6 || ip.is_ipv4())
@@ -113,7 +123,8 @@ impl MediaSocket {
     /// The address under which the viewer knows us: what it was told, not what a router made of it.
     fn candidate_for(&self, destination: Option<IpAddr>) -> SocketAddr {
         let destination = destination.unwrap_or(Ipv4Addr::LOCALHOST.into()).to_canonical();
-        let advertised = self.settings.advertise.iter().find(|advertised| advertised.is_ipv4() == destination.is_ipv4());
+        let advertised =
+            self.settings.advertise.iter().find(|advertised| advertised.is_ipv4() == destination.is_ipv4());
         advertised.copied().unwrap_or(SocketAddr::new(destination, self.port))
     }
 
@@ -222,7 +233,7 @@ mod tests {
     use super::*;
 
     fn settings(advertise: Vec<SocketAddr>) -> MediaSettings {
-        MediaSettings { udp_port: 0, advertise, loopback: true }
+        MediaSettings { udp_port: 0, interfaces: vec![], advertise, loopback: true }
     }
 
     #[tokio::test]
@@ -264,8 +275,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_advertised_address_takes_the_place_of_the_interfaces() {
-        let public: SocketAddr = "203.0.113.5:9000".parse().unwrap();
-        let socket = MediaSocket::bind(settings(vec![public])).unwrap();
+        let socket = MediaSocket::bind(settings(vec!["203.0.113.5:0".parse().unwrap()])).unwrap();
+        let public = SocketAddr::from(([203, 0, 113, 5], socket.port()));
         assert_eq!(socket.candidates(), [public]);
         assert_eq!(socket.candidate_for(Some(Ipv4Addr::LOCALHOST.into())), public);
     }

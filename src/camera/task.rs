@@ -200,7 +200,6 @@ impl CameraTask {
                 let feed = Feed {
                     sink: Arc::clone(&self.sink),
                     counters: Arc::clone(&self.counters),
-                    epoch: self.epoch,
                     last_unit: Arc::clone(&self.last_unit),
                     failure,
                 };

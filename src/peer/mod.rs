@@ -54,9 +54,8 @@ const PAYLOAD_SIZE: usize = 1180;
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Then an address that never answered is given up; the viewer's own checks still revive it.
 const CHECKS: u16 = 100;
-/// RFC 7675, section 5.1: consent lasts 30 s, in two steps of the library.
+/// The library gives a silent viewer up in two steps; this is the first.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
-const LOST_AFTER: Duration = Duration::from_secs(25);
 const CONSENT_INTERVAL: Duration = Duration::from_secs(2);
 const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Handling the same timeout again sooner only burns CPU.
@@ -72,6 +71,8 @@ pub struct PeerSettings {
     pub candidates: Vec<SocketAddr>,
     /// Where the stream's clock counts from.
     pub epoch: Instant,
+    /// A viewer who answered no consent check for so long is gone (RFC 7675, section 5.1: 30 s).
+    pub lost_after: Duration,
     pub identity: Identity,
 }
 
@@ -490,7 +491,11 @@ fn setting_engine(settings: &PeerSettings) -> SettingEngine {
     SettingEngineBuilder::new()
         .with_crypto_provider(settings.identity.crypto.clone())
         .with_ice_connection_attempts(Some(CHECK_INTERVAL), Some(CHECKS))
-        .with_ice_timeouts(Some(SILENT_AFTER), Some(LOST_AFTER), Some(CONSENT_INTERVAL))
+        .with_ice_timeouts(
+            Some(SILENT_AFTER.min(settings.lost_after / 2)),
+            Some(settings.lost_after.saturating_sub(SILENT_AFTER)),
+            Some(CONSENT_INTERVAL),
+        )
         // Off: it would join a multicast group, and fail on a host without a route for it.
         .with_multicast_dns_mode(rtc::ice::mdns::MulticastDnsMode::Disabled)
         .build()

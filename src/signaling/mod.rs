@@ -15,6 +15,7 @@ mod websocket;
 pub mod whep;
 pub mod wire;
 
+pub use self::rim::may_read_metrics;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -107,8 +108,7 @@ impl Default for LinkSettings {
 /// `/ws`, `/whep/<camera>` with its session URLs, and `/api/cameras`.
 ///
 /// The router needs the caller's address as `ConnectInfo<IpAddr>` on every request; `http.rs` puts it there.
-pub fn router(links: Links) -> Router {
-    let links = Arc::new(links);
+pub fn router(links: Arc<Links>) -> Router {
     Router::new()
         .merge(websocket::router(Arc::clone(&links)))
         .merge(whep::router(Arc::clone(&links)))

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -51,6 +52,16 @@ pub(super) async fn check_token(State(links): State<Arc<Links>>, mut request: Re
         }
         Err(denied) => Problem::from(denied).into_response(),
     }
+}
+
+/// Who may read the metrics: a program on this machine (not one that a proxy speaks for), else whoever may watch.
+pub fn may_read_metrics(links: Arc<Links>) -> Arc<dyn Fn(&Parts) -> bool + Send + Sync> {
+    Arc::new(move |request| {
+        let caller = request.extensions.get::<ConnectInfo<IpAddr>>().map(|caller| caller.0);
+        let is_proxied = ["forwarded", "x-forwarded-for"].iter().any(|name| request.headers.contains_key(*name));
+        let is_local = !is_proxied && caller.is_some_and(|caller| caller.to_canonical().is_loopback());
+        is_local || admit(&links, bearer(&request.headers), caller).is_ok()
+    })
 }
 
 pub(super) fn admit_page(links: &Links, headers: &HeaderMap) -> Result<(), Denied> {

@@ -146,7 +146,14 @@ impl Door {
         let outboxes = Arc::default();
         let (telling, heard) = mpsc::channel(1024);
         tasks.spawn(run_engine(inbox, plan.script, Arc::clone(&outboxes), telling));
-        tasks.spawn(http::serve(listener, router(links), plan.http, counters.clone(), tasks.clone(), stopping.clone()));
+        tasks.spawn(http::serve(
+            listener,
+            router(Arc::new(links)),
+            plan.http,
+            counters.clone(),
+            tasks.clone(),
+            stopping.clone(),
+        ));
         Self { address, counters, stopping, tasks, cameras, heard, outboxes }
     }
 

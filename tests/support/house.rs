@@ -102,6 +102,7 @@ impl House {
             peers: PeerSettings {
                 candidates: vec![camera_address()],
                 epoch: now,
+                lost_after: Duration::from_secs(30),
                 identity: Identity::generate().unwrap(),
             },
         };

@@ -1,0 +1,251 @@
+//! The house: builds the parts, starts them, watches them, and stops them in order. The only place that spawns.
+//!
+//! ```text
+//!   links ── requests ─▶ engine ◀── pictures ── hub ◀── cameras
+//!     ◀──── responses ───┘ │ └───────── demand ───────────▶
+//!                          └─ datagrams ─▶ viewers
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::camera::{self, CameraSettings};
+use crate::config::Config;
+use crate::core::capture::{CameraState, CameraStatus, Demand};
+use crate::core::counters::{CameraCounters, LinkCounters, ViewerCounters};
+use crate::core::signal::CameraId;
+use crate::engine::{CameraLine, Engine};
+use crate::hub::Hub;
+use crate::net::MediaSocket;
+use crate::peer::{Identity, PeerSettings};
+use crate::publisher::{Publisher, PublisherSettings};
+use crate::signaling::access::Access;
+use crate::signaling::{self, CameraBoard, Links};
+use crate::telemetry::{self, Health, Metrics, Pulse, Reasons, WatchedCamera};
+use crate::{http, web};
+
+/// Requests that may wait for the engine.
+const INBOX: usize = 64;
+/// Stopping takes no longer.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs until the first SIGTERM or SIGINT. A second one ends the process at once, as if this program did not catch it.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    // Bound first: a taken port is found out before a camera is touched.
+    let listener = http::bind(config.listen).await?;
+    let page = listener.local_addr().context("the listener has no address")?;
+    let socket = MediaSocket::bind(config.media.clone())?;
+    let media_port = socket.port();
+
+    let tasks = TaskTracker::new();
+    let stopping = Stopping::default();
+    let parts = Parts::new(&config);
+    let (requests, inbox) = mpsc::channel(INBOX);
+    let pulse = Pulse::default();
+    let engine = Engine {
+        publisher: publisher(&config, parts.viewers.clone())?,
+        socket,
+        hub: parts.hub.clone(),
+        inbox,
+        cameras: parts.lines(),
+        counters: parts.viewers.clone(),
+        pulse: pulse.clone(),
+    };
+    let links = Arc::new(Links {
+        device: config.device.clone(),
+        cameras: parts.boards(&config),
+        engine: requests,
+        access: Access::new(config.access.clone()),
+        ice_servers: config.ice_servers.clone(),
+        settings: config.links.clone(),
+        counters: parts.links.clone(),
+        tasks: tasks.clone(),
+        stopping: stopping.links.clone(),
+    });
+    let about = telemetry::router(parts.health(), parts.metrics(), signaling::may_read_metrics(links.clone()));
+    let router = web::router().merge(signaling::router(links)).merge(about);
+
+    tasks.spawn_blocking(camera::prepare);
+    let engine = tasks.spawn(engine.run(stopping.engine.clone()));
+    for (settings, part) in config.cameras.iter().zip(&parts.cameras) {
+        tasks.spawn(part.run(settings.clone(), parts.hub.clone(), stopping.cameras.clone()));
+    }
+    tasks.spawn(http::serve(
+        listener,
+        router,
+        config.http.clone(),
+        parts.links.clone(),
+        tasks.clone(),
+        stopping.links.clone(),
+    ));
+    tasks.spawn(telemetry::feed_watchdog(pulse, parts.watched(), stopping.cameras.clone()));
+
+    info!(%page, media_port, "ready");
+    telemetry::ready(&format!("Page on http://{page}/"));
+    // Nobody is left to tell when stdout is closed.
+    let _ = writeln!(io::stdout(), "edgecam: open {}", page_url(page));
+
+    let outcome = watch(engine, &stopping).await;
+    telemetry::stopping();
+    parts.reasons.report("stopping");
+    stopping.engine.cancel();
+    stopping.stop_the_rest(&tasks).await;
+    outcome
+}
+
+/// What is told to stop, in this order: the engine says bye through links that still run, then cameras and links go.
+#[derive(Default)]
+struct Stopping {
+    engine: CancellationToken,
+    cameras: CancellationToken,
+    links: CancellationToken,
+}
+
+impl Stopping {
+    async fn stop_the_rest(&self, tasks: &TaskTracker) {
+        self.cameras.cancel();
+        self.links.cancel();
+        tasks.close();
+        if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
+            warn!(?GRACE, left = tasks.len(), "tasks are still running; leaving them");
+        }
+    }
+}
+
+/// What several parts share, and each camera's ends.
+struct Parts {
+    hub: Arc<Hub>,
+    cameras: Vec<CameraPart>,
+    viewers: Arc<ViewerCounters>,
+    links: Arc<LinkCounters>,
+    reasons: Reasons,
+}
+
+struct CameraPart {
+    id: CameraId,
+    demand: watch::Sender<Demand>,
+    status: watch::Sender<CameraStatus>,
+    counters: Arc<CameraCounters>,
+}
+
+impl Parts {
+    fn new(config: &Config) -> Self {
+        Self {
+            hub: Hub::new(config.cameras.iter().map(|camera| camera.id.clone())),
+            cameras: config.cameras.iter().map(CameraPart::new).collect(),
+            viewers: Arc::default(),
+            links: Arc::default(),
+            reasons: Reasons::default(),
+        }
+    }
+
+    fn lines(&self) -> BTreeMap<CameraId, CameraLine> {
+        let line = |camera: &CameraPart| CameraLine {
+            demand: camera.demand.clone(),
+            status: camera.status.subscribe(),
+            counters: camera.counters.clone(),
+        };
+        self.cameras.iter().map(|camera| (camera.id.clone(), line(camera))).collect()
+    }
+
+    fn boards(&self, config: &Config) -> Vec<CameraBoard> {
+        let places = config.sessions.cameras.iter().map(|camera| camera.max_viewers);
+        let board = |(camera, max_viewers): (&CameraPart, usize)| CameraBoard {
+            id: camera.id.clone(),
+            max_viewers,
+            status: camera.status.subscribe(),
+            counters: camera.counters.clone(),
+        };
+        self.cameras.iter().zip(places).map(board).collect()
+    }
+
+    fn watched(&self) -> Vec<WatchedCamera> {
+        let watched = |camera: &CameraPart| WatchedCamera {
+            id: camera.id.clone(),
+            status: camera.status.subscribe(),
+            counters: camera.counters.clone(),
+        };
+        self.cameras.iter().map(watched).collect()
+    }
+
+    fn health(&self) -> Health {
+        Health::new(self.watched(), self.reasons.clone())
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics::new(self.watched(), self.viewers.clone(), self.links.clone())
+    }
+}
+
+impl CameraPart {
+    fn new(settings: &CameraSettings) -> Self {
+        let demand = Demand { running: false, bitrate: settings.encoder.max, keyframe: 0 };
+        Self {
+            id: settings.id.clone(),
+            demand: watch::Sender::new(demand),
+            status: watch::Sender::new(CameraStatus { state: CameraState::Idle, stream: None }),
+            counters: Arc::default(),
+        }
+    }
+
+    fn run(
+        &self,
+        settings: CameraSettings,
+        hub: Arc<Hub>,
+        stopping: CancellationToken,
+    ) -> impl Future<Output = ()> + use<> {
+        let sink = hub.sink(self.id.clone());
+        camera::run(settings, self.demand.subscribe(), sink, self.status.clone(), self.counters.clone(), stopping)
+    }
+}
+
+fn publisher(config: &Config, counters: Arc<ViewerCounters>) -> anyhow::Result<Publisher> {
+    #[expect(clippy::disallowed_methods, reason = "here the stream's clock begins")]
+    let epoch = Instant::now();
+    let peers = PeerSettings {
+        candidates: Vec::new(), // the engine asks for them with each offer
+        epoch,
+        lost_after: config.lost_after,
+        identity: Identity::generate()?,
+    };
+    Ok(Publisher::new(PublisherSettings { sessions: config.sessions.clone(), peers }, counters))
+}
+
+/// Waits for a signal to stop, or for the engine, which must not end by itself.
+async fn watch(mut engine: tokio::task::JoinHandle<io::Result<()>>, stopping: &Stopping) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::select! {
+        ended = &mut engine => {
+            ended.context("the engine panicked")?.context("the engine's socket failed")?;
+            anyhow::bail!("the engine ended by itself; this is a defect of edgecam");
+        }
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping");
+    stopping.engine.cancel();
+    tokio::select! {
+        _ = engine => Ok(()),
+        _ = terminate.recv() => anyhow::bail!("told twice to stop"),
+        _ = interrupt.recv() => anyhow::bail!("told twice to stop"),
+    }
+}
+
+/// An address that a browser can open: a wildcard stands for this machine.
+fn page_url(page: SocketAddr) -> String {
+    if page.ip().is_unspecified() {
+        return format!("http://localhost:{}/ (or this machine's address)", page.port());
+    }
+    format!("http://{page}/")
+}
