@@ -1,4 +1,19 @@
 //! edgecam: a camera in a browser, from a small Linux board.
+//!
+//! The modules stand on floors and import strictly downwards; `tests/architecture.rs` fails when one does not.
+//!
+//! | Floor | Modules | Task |
+//! |---|---|---|
+//! | 4 house | `main`, `cli`, [`app`] | commands; builds, starts, watches and stops the parts |
+//! | 3 drive | [`engine`], [`config`] | moves bytes and time in and out; turns one file into each part's settings |
+//! | 2 machine | [`publisher`] | all that is decided about viewers, without I/O |
+//! | 1 parts | [`camera`], [`signaling`], [`peer`], [`hub`], [`net`], [`http`], [`telemetry`], [`web`], [`probe`] | each knows `core` and its own outside library |
+//! | 0 core | [`core`] | plain data and rules, told the time |
+//!
+//! What holds everywhere: a picture is encoded once and cut into packets once, whatever the number of viewers; a slow,
+//! hostile or vanished viewer costs the others nothing; every queue has a size and a rule for when it is full; only the
+//! edges read the clock; only [`app`] spawns.
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test is where time begins"))]
 
 pub mod app;
 pub mod camera;

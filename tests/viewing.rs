@@ -1,5 +1,5 @@
 //! The real publisher and peers against viewers on a simulated network, in virtual time.
-#![allow(clippy::disallowed_methods, reason = "a test is where virtual time begins")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test is where time begins, and may fail loudly")]
 
 #[allow(unreachable_pub, dead_code, reason = "shared by several test programs")]
 mod support;

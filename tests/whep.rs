@@ -1,4 +1,5 @@
 //! WHEP as real players speak it, and as those who mean harm would.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test is where time begins, and may fail loudly")]
 
 #[path = "support/door.rs"]
 mod door;

@@ -43,14 +43,9 @@ impl Histogram {
         self.sum_us.add(us);
     }
 
-    /// For each bound how many were not above it, then how many there were in all; and their sum.
-    pub fn cumulative(&self) -> ([u64; Self::BOUNDS.len() + 1], Duration) {
-        let mut total = 0;
-        let counts = std::array::from_fn(|class| {
-            total += self.classes[class].get();
-            total
-        });
-        (counts, Duration::from_micros(self.sum_us.get()))
+    /// How many fell into each class, the last one above all bounds; and their sum.
+    pub fn classes(&self) -> ([u64; Self::BOUNDS.len() + 1], Duration) {
+        (std::array::from_fn(|class| self.classes[class].get()), Duration::from_micros(self.sum_us.get()))
     }
 }
 
@@ -111,9 +106,9 @@ mod tests {
         for us in [10, 50, 51, 1_000_000] {
             histogram.observe(Duration::from_micros(us));
         }
-        let (counts, sum) = histogram.cumulative();
-        assert_eq!(counts[..3], [2, 3, 3]);
-        assert_eq!(counts[Histogram::BOUNDS.len()], 4);
+        let (counts, sum) = histogram.classes();
+        assert_eq!(counts[..3], [2, 1, 0]);
+        assert_eq!(counts[Histogram::BOUNDS.len()], 1);
         assert_eq!(sum, Duration::from_micros(1_000_111));
     }
 }

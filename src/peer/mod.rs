@@ -458,7 +458,8 @@ impl Stream {
     /// NTP format (RFC 3550, section 4) of the monotonic clock: its zero does not matter to a round trip.
     fn ntp(&self, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.epoch) + Duration::from_secs(3600);
-        elapsed.as_secs() << 32 | (u64::from(elapsed.subsec_nanos()) << 32) / 1_000_000_000
+        let fraction = (u64::from(elapsed.subsec_nanos()) << 32) / 1_000_000_000;
+        (elapsed.as_secs() << 32) | fraction
     }
 
     /// Its middle 32 bits, as reports quote it.

@@ -98,7 +98,7 @@ pub(super) fn place_candidates(answer: &str, candidates: &[SocketAddr]) -> Strin
 pub(super) fn candidate_line(index: usize, address: SocketAddr) -> String {
     const HOST_TYPE_PREFERENCE: u32 = 126;
     let local_preference = 65535 - u32::try_from(index).unwrap_or(65535).min(65535);
-    let priority = HOST_TYPE_PREFERENCE << 24 | local_preference << 8 | 255;
+    let priority = (HOST_TYPE_PREFERENCE << 24) | (local_preference << 8) | 255;
     format!("candidate:{} 1 udp {priority} {} {} typ host", index + 1, address.ip(), address.port())
 }
 

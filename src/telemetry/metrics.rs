@@ -13,15 +13,15 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::{MayRead, WatchedCamera};
-use crate::core::counters::{CameraCounters, Count, LinkCounters, ViewerCounters};
+use crate::core::counters::{CameraCounters, Count, Histogram, LinkCounters, ViewerCounters};
 use crate::core::signal::CloseReason;
 
 /// All figures of the daemon.
@@ -146,7 +146,12 @@ impl Collector for Viewers {
         for (reason, count) in CloseReason::ALL.iter().zip(&self.0.sessions_closed) {
             ConstCounter::new(count.get()).encode(family.encode_family(&[("reason", reason.slug())])?)?;
         }
-        Ok(())
+        let help = "From the encoder's output to a picture's last packet handed to the kernel, over all its viewers";
+        let mut family = encoder.encode_descriptor("send_delay", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        let (counts, sum) = self.0.send_delay.classes();
+        let bounds = Histogram::BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
+        let classes: Vec<_> = bounds.zip(counts).collect();
+        family.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), counts.iter().sum(), &classes, None)
     }
 }
 

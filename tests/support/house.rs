@@ -218,7 +218,7 @@ impl House {
     }
 
     fn capture(&mut self, sent: &mut Vec<Transmit>) {
-        let is_keyframe = self.captured % KEYFRAME_EVERY == 0 || self.demand.keyframe > self.keyframe_done;
+        let is_keyframe = self.captured.is_multiple_of(KEYFRAME_EVERY) || self.demand.keyframe > self.keyframe_done;
         self.keyframe_done = self.demand.keyframe;
         self.captured += 1;
         self.keyframes_captured += u64::from(is_keyframe);

@@ -191,7 +191,7 @@ impl Viewer {
 
 impl Received {
     fn take(&mut self, sequence_number: u16, packet: &rtc::rtp::Packet) {
-        let near = self.newest.unwrap_or(1 << 32 | u64::from(sequence_number));
+        let near = self.newest.unwrap_or((1 << 32) | u64::from(sequence_number));
         let unwrapped = near.wrapping_add_signed(i64::from(sequence_number.wrapping_sub(near as u16) as i16));
         let payload = &packet.payload;
         let starts_keyframe = payload.first().is_some_and(|first| first & 0x1f == 24);
