@@ -1,4 +1,5 @@
 //! The WebSocket as the page speaks it, and as those who mean harm would.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
 #[path = "support/door.rs"]
 mod door;
