@@ -1,5 +1,5 @@
 //! Tokens, the pages that may call, and those who try too often.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test is where time begins, and may fail loudly")]
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
 #[path = "support/door.rs"]
 mod door;

@@ -1,5 +1,5 @@
 //! The WebSocket as the page speaks it, and as those who mean harm would.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test is where time begins, and may fail loudly")]
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
 #[path = "support/door.rs"]
 mod door;

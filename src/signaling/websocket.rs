@@ -236,7 +236,7 @@ impl Conversation {
 
     fn keep_pace(&mut self) -> Result<(), End> {
         let LinkSettings { messages_per_s, message_burst, .. } = self.links.settings;
-        let rate = Rate::new(Duration::from_secs(1) / messages_per_s, message_burst);
+        let rate = Rate::new(Duration::from_secs(1) / messages_per_s.max(1), message_burst);
         let now = clock();
         if !self.pace.wait(rate, now).is_zero() {
             return Err(fault(&None, "rate-limited", format!("more than {messages_per_s} messages a second")));

@@ -1,5 +1,6 @@
 //! A device without cameras or WebRTC: the real router and listener, with an engine that says what a test wants it to say.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -1,0 +1,71 @@
+//! What must hold for any bytes a stranger sends. The fuzzer calls these, and `tests/fuzz_corpora.rs` with the committed corpora.
+#![allow(dead_code, unreachable_pub, reason = "each fuzz target uses one of them")]
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::http::HeaderValue;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use edgecam::signaling::sdpfrag::{Fragment, IceCredentials, restarted};
+use edgecam::signaling::token::{TokenKey, check};
+use edgecam::signaling::whep::{is_type, matches_tag};
+use edgecam::signaling::wire::{Fault, MAX_MESSAGE, Outgoing, decode, encode};
+use ring::hmac;
+
+/// A message is either understood or answered with one error of modest size.
+pub fn wire(bytes: &[u8]) {
+    match decode(bytes) {
+        Ok(incoming) => {
+            assert!(bytes.len() <= MAX_MESSAGE);
+            assert!(incoming.id.is_none_or(|id| id.len() <= 128));
+        }
+        Err(unreadable) => {
+            let error = encode(&Outgoing::Error(Fault::from(unreadable)), false);
+            assert!(error.starts_with('{') && error.len() < 4096, "{error}");
+        }
+    }
+}
+
+/// A PATCH body, an offer, an answer, and the headers around them: the same bytes as each.
+pub fn whep_body(bytes: &[u8]) {
+    matches_tag(bytes, "\"1\"");
+    if let Ok(value) = HeaderValue::from_bytes(bytes) {
+        is_type(Some(&value), "application/sdp");
+    }
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    if let Ok(fragment) = Fragment::parse(text) {
+        for line in &fragment.candidates {
+            assert!(line.starts_with("candidate:") && line.len() <= 512 && !line.contains('\n'));
+        }
+        if let Some(credentials) = &fragment.credentials {
+            assert!(credentials.ufrag.len() >= 4 && credentials.pwd.len() >= 22);
+        }
+    }
+    let new = IceCredentials { ufrag: "newU".into(), pwd: "0123456789012345678901".into() };
+    let offer = restarted(text, &new);
+    assert!(!offer.contains("\na=candidate:"));
+    if let Ok(Some(found)) = IceCredentials::find(&offer) {
+        assert_eq!(found, new, "nothing of the old credentials is left");
+    }
+    let answer = Fragment::of_answer(text);
+    assert!(answer.is_empty() || answer.ends_with("\r\n"));
+}
+
+/// No bytes open the door; and signed ones, as a careless minter might make them, break nothing.
+pub fn token(bytes: &[u8]) {
+    const SECRET: &[u8] = b"a key of thirty-two bytes or more";
+    let Ok(key) = TokenKey::new(SECRET) else { return };
+    let text = String::from_utf8_lossy(bytes);
+    let now: SystemTime = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    assert!(check(&key, "frontdoor", &text, now).is_err(), "a token nobody signed");
+
+    let claims = URL_SAFE_NO_PAD.encode(bytes);
+    let signed = format!("eyJhbGciOiJIUzI1NiJ9.{claims}");
+    let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), signed.as_bytes());
+    let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature));
+    for time in [UNIX_EPOCH, now] {
+        if check(&key, "frontdoor", &token, time).is_ok() {
+            assert!(text.contains("frontdoor") || text.contains("\\u"), "it names this device");
+        }
+    }
+}
