@@ -65,7 +65,8 @@ impl Hub {
     /// Everything that waits, each camera's in its order.
     pub fn take(&self) -> Vec<(CameraId, Delivery)> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = queues.iter_mut().flat_map(|(camera, queue)| queue.units.drain(..).map(|unit| (camera.clone(), unit)));
+        let all =
+            queues.iter_mut().flat_map(|(camera, queue)| queue.units.drain(..).map(|unit| (camera.clone(), unit)));
         all.collect()
     }
 

@@ -32,7 +32,9 @@ pub struct MediaSettings {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use UDP port {port} for media; is another edgecam running? Set [ice] udp_port to a free one, or 0 for any")]
+#[error(
+    "cannot use UDP port {port} for media; is another edgecam running? Set [ice] udp_port to a free one, or 0 for any"
+)]
 pub struct SocketError {
     port: u16,
     #[source]
@@ -113,7 +115,8 @@ impl MediaSocket {
     /// The address under which the viewer knows us: what it was told, not what a router made of it.
     fn candidate_for(&self, destination: Option<IpAddr>) -> SocketAddr {
         let destination = destination.unwrap_or(Ipv4Addr::LOCALHOST.into()).to_canonical();
-        let advertised = self.settings.advertise.iter().find(|advertised| advertised.is_ipv4() == destination.is_ipv4());
+        let advertised =
+            self.settings.advertise.iter().find(|advertised| advertised.is_ipv4() == destination.is_ipv4());
         advertised.copied().unwrap_or(SocketAddr::new(destination, self.port))
     }
 

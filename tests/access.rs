@@ -8,10 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use door::{Door, key, offer, token};
 use edgecam::core::signal::CameraId;
 use edgecam::signaling::access::{Access, AccessSettings, Denied, Rule};
 use edgecam::signaling::token::{Grant, Permission, TokenError, TokenKey, check, mint};
-use door::{Door, key, offer, token};
 use ring::hmac;
 
 const SECRET: &[u8] = b"a key of thirty-two bytes or more";

@@ -57,23 +57,6 @@ async fn the_camera_closes_after_the_linger_and_opens_again() {
 }
 
 #[tokio::test]
-async fn the_streams_clock_goes_on_over_a_reopening() {
-    let mut camera = Camera::start(Source::Test);
-    camera.want(true);
-    let before = camera.next().await;
-    camera.want(false);
-    camera.reaches(|state| *state == CameraState::Idle).await;
-    camera.drain();
-    camera.want(true);
-    let after = camera.next().await;
-    assert!(after.is_keyframe);
-    let passed = after.captured_at - before.captured_at;
-    let ticks = after.pts.rtp_ticks() - before.pts.rtp_ticks();
-    assert!(Duration::from_secs_f64(f64::from(ticks) / 90_000.0).abs_diff(passed) < Duration::from_millis(1));
-    camera.stop().await;
-}
-
-#[tokio::test]
 async fn a_wished_keyframe_comes_without_waiting_for_the_next_regular_one() {
     let mut camera = Camera::start(Source::Test);
     camera.want(true);
@@ -169,7 +152,7 @@ async fn a_clip_plays_in_a_loop_as_a_camera() {
         assert_eq!(unit.data, recorded[n % recorded.len()].data, "picture {n}");
         assert_eq!(unit.is_keyframe, n % recorded.len() == 0);
     }
-    assert!(played.is_sorted_by(|a, b| a.pts < b.pts));
+    assert!(played.is_sorted_by(|a, b| a.captured_at < b.captured_at));
     let stream = camera.stream().unwrap();
     assert_eq!((stream.width, stream.height, stream.encoder.as_str()), (640, 360, "passthrough"));
     camera.stop().await;

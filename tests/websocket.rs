@@ -5,11 +5,11 @@ mod door;
 
 use std::time::Duration;
 
+use door::{Door, Heard, Plan, answer, key, offer, silent, token};
 use edgecam::core::signal::{CloseReason, Notice, Reply, Signal};
 use edgecam::signaling::LinkSettings;
 use edgecam::signaling::access::Rule;
 use futures_util::{SinkExt, StreamExt};
-use door::{Heard, Door, Plan, answer, key, offer, silent, token};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;

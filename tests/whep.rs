@@ -5,11 +5,11 @@ mod door;
 
 use std::time::Duration;
 
+use door::{Answer, Door, PWD, Plan, UFRAG, offer, silent, stream, token};
 use edgecam::core::capture::{CameraState, CameraStatus};
 use edgecam::core::signal::{CloseReason, Reply, Signal};
 use edgecam::http::HttpSettings;
 use edgecam::signaling::LinkSettings;
-use door::{Answer, Door, PWD, Plan, UFRAG, offer, silent, stream, token};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

