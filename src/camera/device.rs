@@ -72,14 +72,15 @@ impl fmt::Display for Role {
 
 /// The V4L2 nodes of this machine by their numbers. Nodes that cannot be asked come with the reason.
 pub fn nodes() -> Vec<Result<Node, SourceError>> {
-    let mut numbered: Vec<(u32, PathBuf)> = numbered_paths().collect();
-    numbered.sort();
-    numbered.into_iter().map(|(_, path)| Ok(Device::open(&path)?.node())).collect()
+    node_paths().into_iter().map(|path| Ok(Device::open(&path)?.node())).collect()
 }
 
-/// Whether there is any node at all. Opens none of them.
-pub fn any_node() -> bool {
-    numbered_paths().next().is_some()
+/// Where those nodes are. Opens none of them.
+pub fn node_paths() -> Vec<PathBuf> {
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix("video")?.parse::<u32>().ok();
+    let mut numbered: Vec<_> = paths_in(Path::new("/dev")).filter_map(|path| Some((number(&path)?, path))).collect();
+    numbered.sort();
+    numbered.into_iter().map(|(_, path)| path).collect()
 }
 
 /// An open node, to be asked and set; closed when dropped, so that GStreamer can have it.
@@ -407,11 +408,6 @@ fn guarded<T>(ask: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_unwind(AssertUnwindSafe(ask)).unwrap_or_else(|_| {
         Err(io::Error::new(io::ErrorKind::InvalidData, "the driver's answer is none that the v4l crate understands"))
     })
-}
-
-fn numbered_paths() -> impl Iterator<Item = (u32, PathBuf)> {
-    paths_in(Path::new("/dev"))
-        .filter_map(|path| Some((path.file_name()?.to_str()?.strip_prefix("video")?.parse().ok()?, path)))
 }
 
 fn links_to(node: &Path) -> Vec<PathBuf> {

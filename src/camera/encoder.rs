@@ -16,7 +16,7 @@ use serde::Serialize;
 use tracing::{debug, info, warn};
 
 use super::input::Rate;
-use super::{Prefer, SourceError};
+use super::{Prefer, SourceError, device};
 use crate::core::access_unit::Bitrate;
 use crate::core::annex_b::{Contents, Sps};
 
@@ -114,8 +114,9 @@ pub(super) struct Picture {
 }
 
 /// Picks the best working encoder for a picture. Blocks when an encoder was not tried before.
-pub(super) fn choose(prefer: Prefer, picture: Picture) -> Result<EncoderChoice, EncoderError> {
-    choose_by(prefer, picture, test)
+pub(super) fn choose(prefer: Prefer, picture: Picture) -> Result<EncoderChoice, SourceError> {
+    super::pipeline::init()?;
+    Ok(choose_by(prefer, picture, test)?)
 }
 
 fn choose_by(
@@ -226,10 +227,7 @@ fn find(kind: Kind) -> Option<gst::ElementFactory> {
 /// Whether video nodes came or went since this was asked last.
 fn nodes_changed() -> bool {
     static SEEN: Mutex<Option<Vec<PathBuf>>> = Mutex::new(None);
-    let mut now: Vec<PathBuf> =
-        std::fs::read_dir("/dev").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    now.retain(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"video")));
-    now.sort();
+    let now = device::node_paths();
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     let changed = seen.as_ref().is_some_and(|seen| *seen != now);
     *seen = Some(now);

@@ -9,8 +9,11 @@ pub mod device;
 pub mod encoder;
 pub mod input;
 pub mod pipeline;
+pub mod report;
 pub mod test_source;
 
+#[cfg(test)]
+mod encoding_tests;
 mod error;
 mod open;
 mod task;
@@ -155,6 +158,14 @@ pub struct Feed {
 }
 
 impl Feed {
+    /// A feed on its own, without a task that listens for failures.
+    #[cfg(test)]
+    fn to(sink: Sink) -> Self {
+        let (failure, _) = mpsc::channel(1);
+        let counters = Arc::default();
+        Self { sink, counters, last_unit: Arc::new(Mutex::new(now())), failure }
+    }
+
     /// One picture, taken at `captured_at`.
     fn unit(&self, captured_at: Instant, is_keyframe: bool, data: Bytes) {
         self.counters.units_captured.add(1);
@@ -174,8 +185,8 @@ impl Feed {
 trait Open: Send + Sync {
     /// Blocks until the first picture, a failure, or the end of its patience.
     fn open(&self, bitrate: Bitrate, feed: Feed) -> Result<Opened, SourceError>;
-    /// Whether there is something to open. Cheap: asked once a second while the camera is broken.
-    fn is_present(&self) -> bool;
+    /// The files there are to be opened. Cheap: asked once a second while the camera is broken.
+    fn present(&self) -> Vec<PathBuf>;
 }
 
 struct Opened {

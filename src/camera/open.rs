@@ -170,11 +170,11 @@ impl Open for Opener {
         }
     }
 
-    fn is_present(&self) -> bool {
+    fn present(&self) -> Vec<PathBuf> {
         match &self.settings.source {
-            Source::Test => true,
-            Source::Clip(path) | Source::V4l2(path) => path.exists(),
-            Source::Auto => device::any_node(),
+            Source::Test => Vec::new(),
+            Source::Clip(path) | Source::V4l2(path) => path.exists().then(|| path.clone()).into_iter().collect(),
+            Source::Auto => device::node_paths(),
         }
     }
 }

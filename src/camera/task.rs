@@ -1,5 +1,6 @@
 //! The task of one camera: carries out what [`Capture`] decides, and publishes it.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::core::counters::CameraCounters;
 /// Running, yet no picture for so long: stalled.
 const STALL_AFTER: Duration = Duration::from_secs(2);
 const WELL_AFTER: Duration = Duration::from_secs(10);
-/// How often a missing device is looked for while somebody waits for it.
+/// How often is looked for a device that was plugged in, while somebody waits for it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct CameraTask {
@@ -24,7 +25,6 @@ pub(super) struct CameraTask {
     sink: Sink,
     status: watch::Sender<CameraStatus>,
     counters: Arc<CameraCounters>,
-    epoch: Instant,
 
     capture: Capture,
     wanted: Demand,
@@ -37,8 +37,8 @@ pub(super) struct CameraTask {
     last_unit: Arc<Mutex<Instant>>,
     failure: Option<mpsc::Receiver<SourceError>>,
     stream: Option<Stream>,
-    /// Whether the device was not there when it was looked for last.
-    missing: bool,
+    /// The files there were to be opened when they were looked for last.
+    present: Vec<PathBuf>,
 }
 
 enum Work {
@@ -55,7 +55,7 @@ impl CameraTask {
         status: watch::Sender<CameraStatus>,
         counters: Arc<CameraCounters>,
     ) -> Self {
-        let epoch = now();
+        let start = now();
         let nothing = Demand { running: false, bitrate: encoder.max, keyframe: 0 };
         let patience = Patience { linger, stall_after: STALL_AFTER, well_after: WELL_AFTER };
         Self {
@@ -64,16 +64,15 @@ impl CameraTask {
             sink,
             status,
             counters,
-            epoch,
-            capture: Capture::new(patience, epoch),
+            capture: Capture::new(patience, start),
             wanted: nothing,
             told: nothing,
             work: None,
             source: None,
-            last_unit: Arc::new(Mutex::new(epoch)),
+            last_unit: Arc::new(Mutex::new(start)),
             failure: None,
             stream: None,
-            missing: false,
+            present: Vec::new(),
         }
     }
 
@@ -108,7 +107,7 @@ impl CameraTask {
                         self.capture.shut_down(now())
                     }
                 },
-                () = tokio::time::sleep_until(wake_at.unwrap_or(self.epoch).into()), if wake_at.is_some() => {
+                () = tokio::time::sleep_until(wake_at.unwrap_or_else(now).into()), if wake_at.is_some() => {
                     self.handle_timeout()
                 }
             };
@@ -160,9 +159,9 @@ impl CameraTask {
         if self.capture.is_running() {
             self.capture.handle_unit(*self.last_unit.lock().unwrap_or_else(PoisonError::into_inner));
         } else {
-            let was_missing = std::mem::replace(&mut self.missing, !self.opener.is_present());
-            if was_missing && !self.missing {
-                debug!("the device is there again");
+            let before = std::mem::replace(&mut self.present, self.opener.present());
+            if let Some(new) = self.present.iter().find(|path| !before.contains(path)) {
+                debug!(path = %new.display(), "plugged in");
                 return self.capture.handle_plugged();
             }
         }
@@ -179,7 +178,7 @@ impl CameraTask {
     fn note_failure(&mut self, error: &str) {
         warn!(error, "camera failed");
         self.counters.failed.add(1);
-        self.missing = !self.opener.is_present();
+        self.present = self.opener.present();
     }
 
     /// When time alone changes something.
@@ -265,5 +264,250 @@ async fn failed(failure: &mut Option<mpsc::Receiver<SourceError>>) -> SourceErro
             None => std::future::pending().await,
         },
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::core::access_unit::Bitrate;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_camera_opens_with_the_first_viewer_and_closes_a_linger_after_the_last() {
+        let mut rig = Rig::new(Device::default());
+        assert_eq!(rig.state(), CameraState::Idle);
+        rig.want(true);
+        rig.reaches(&CameraState::Running).await;
+        rig.want(false);
+        let started = now();
+        rig.reaches(&CameraState::Idle).await;
+        assert_eq!((now() - started).as_secs(), LINGER.as_secs());
+        assert_eq!(rig.device.log(), ["open at 1000 kbit/s", "stop"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_source_hears_of_bitrate_and_keyframes_once_each() {
+        let mut rig = Rig::new(Device::default());
+        rig.want(true);
+        rig.reaches(&CameraState::Running).await;
+        for (kbps, keyframe) in [(1000, 1), (1000, 1), (500, 1), (500, 3), (90_000, 3), (1, 3)] {
+            rig.demand.send_replace(Demand { running: true, bitrate: Bitrate::from_kbps(kbps), keyframe });
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let expected = ["open at 1000 kbit/s", "keyframe", "500 kbit/s", "keyframe", "2000 kbit/s", "100 kbit/s"];
+        assert_eq!(rig.device.log(), expected);
+        assert_eq!(rig.counters.keyframes_asked.get(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keyframe_wished_while_opening_is_not_lost() {
+        let mut rig = Rig::new(Device::default());
+        rig.device.slow.store(true, Ordering::Relaxed);
+        rig.want(true);
+        rig.reaches(&CameraState::Opening).await;
+        rig.demand.send_modify(|demand| demand.keyframe += 1);
+        rig.device.slow.store(false, Ordering::Relaxed);
+        rig.reaches(&CameraState::Running).await;
+        assert_eq!(rig.device.log(), ["open at 1000 kbit/s", "keyframe"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_camera_that_cannot_be_opened_is_tried_until_it_can() {
+        let mut rig = Rig::new(Device::failing(20));
+        rig.want(true);
+        let error = rig.failed().await;
+        assert!(error.contains("no first picture within 5 s"), "{error}");
+        rig.reaches(&CameraState::Running).await;
+        assert_eq!(rig.counters.failed.get(), 20);
+        assert_eq!(rig.counters.opened.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_while_running_closes_and_opens_again() {
+        let mut rig = Rig::new(Device::default());
+        rig.want(true);
+        rig.reaches(&CameraState::Running).await;
+        rig.device.feed().failed(SourceError::Graph("pulled".into()));
+        assert!(rig.failed().await.contains("pulled"));
+        rig.reaches(&CameraState::Running).await;
+        assert_eq!(rig.device.log(), ["open at 1000 kbit/s", "stop", "open at 1000 kbit/s"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_stall_is_noticed_within_two_seconds() {
+        let mut rig = Rig::new(Device::default());
+        rig.want(true);
+        rig.reaches(&CameraState::Running).await;
+        for _ in 0..10 {
+            tokio::time::sleep(STALL_AFTER * 9 / 10).await;
+            rig.device.feed().unit(now(), false, Bytes::new());
+        }
+        assert_eq!(rig.state(), CameraState::Running);
+        let started = now();
+        assert!(rig.failed().await.contains("no picture for 2 s"));
+        assert_eq!((now() - started).as_secs(), STALL_AFTER.as_secs());
+        rig.reaches(&CameraState::Running).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_camera_plugged_in_again_does_not_wait_for_its_turn() {
+        let mut rig = Rig::new(Device::failing(usize::MAX));
+        rig.device.absent.store(true, Ordering::Relaxed);
+        rig.want(true);
+        rig.failed().await;
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        rig.device.failures.store(0, Ordering::Relaxed);
+        rig.device.absent.store(false, Ordering::Relaxed);
+        let started = now();
+        rig.reaches(&CameraState::Running).await;
+        assert!(now() - started <= LOOK_EVERY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stopping_leaves_the_device_free() {
+        for running in [true, false] {
+            let mut rig = Rig::new(Device::default());
+            rig.want(true);
+            if running {
+                rig.reaches(&CameraState::Running).await;
+            }
+            rig.stopping.cancel();
+            rig.task.await.unwrap();
+            let log = rig.device.log();
+            assert!(log.last().is_none_or(|last| last == "stop"), "{log:?}");
+            assert!(log.len() == 2 || !running, "{log:?}");
+        }
+    }
+
+    const LINGER: Duration = Duration::from_secs(1);
+
+    struct Rig {
+        demand: watch::Sender<Demand>,
+        status: watch::Receiver<CameraStatus>,
+        counters: Arc<CameraCounters>,
+        stopping: CancellationToken,
+        device: Arc<Device>,
+        task: JoinHandle<()>,
+    }
+
+    impl Rig {
+        fn new(device: Device) -> Self {
+            let device = Arc::new(device);
+            let kbps = Bitrate::from_kbps;
+            let encoder = EncoderSettings {
+                prefer: super::super::Prefer::Auto,
+                max: kbps(2000),
+                min: kbps(100),
+                keyframe_interval: Duration::from_secs(2),
+            };
+            let (demand, wanted) = watch::channel(Demand { running: false, bitrate: kbps(1000), keyframe: 0 });
+            let (status, seen) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
+            let counters = Arc::new(CameraCounters::default());
+            let opener = Arc::new(FakeOpener(Arc::clone(&device)));
+            let task = CameraTask::new(opener, LINGER, encoder, Arc::new(|_| {}), status, Arc::clone(&counters));
+            let stopping = CancellationToken::new();
+            #[expect(clippy::disallowed_methods, reason = "the test waits for the task itself")]
+            let task = tokio::spawn(task.run(wanted, stopping.clone()));
+            Self { demand, status: seen, counters, stopping, device, task }
+        }
+
+        fn want(&self, running: bool) {
+            self.demand.send_modify(|demand| demand.running = running);
+        }
+
+        fn state(&self) -> CameraState {
+            self.status.borrow().state.clone()
+        }
+
+        async fn reaches(&mut self, state: &CameraState) {
+            self.status.wait_for(|status| status.state == *state).await.unwrap();
+        }
+
+        async fn failed(&mut self) -> String {
+            let is_failure = |status: &CameraStatus| matches!(status.state, CameraState::BackingOff { .. });
+            match &self.status.wait_for(is_failure).await.unwrap().state {
+                CameraState::BackingOff { error, .. } => error.clone(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// A device that keeps a diary. Gives pictures only when a test makes it.
+    #[derive(Default)]
+    struct Device {
+        failures: AtomicUsize,
+        absent: AtomicBool,
+        slow: AtomicBool,
+        diary: Mutex<Vec<String>>,
+        feed: Mutex<Option<Feed>>,
+    }
+
+    impl Device {
+        fn failing(failures: usize) -> Self {
+            Self { failures: failures.into(), ..Self::default() }
+        }
+
+        fn log(&self) -> Vec<String> {
+            self.diary.lock().unwrap().clone()
+        }
+
+        fn note(&self, what: String) {
+            self.diary.lock().unwrap().push(what);
+        }
+
+        fn feed(&self) -> Feed {
+            self.feed.lock().unwrap().clone().unwrap()
+        }
+    }
+
+    struct FakeOpener(Arc<Device>);
+
+    impl Open for FakeOpener {
+        fn open(&self, bitrate: Bitrate, feed: Feed) -> Result<Opened, SourceError> {
+            let device = &self.0;
+            while device.slow.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            if device.failures.load(Ordering::Relaxed) > 0 {
+                device.failures.fetch_sub(1, Ordering::Relaxed);
+                return Err(SourceError::NoPicture { within: Duration::from_secs(5) });
+            }
+            device.note(format!("open at {bitrate}"));
+            *device.feed.lock().unwrap() = Some(feed);
+            let stream = Stream {
+                source: "a fake".into(),
+                width: 1,
+                height: 1,
+                fps: 1,
+                encoder: "none".into(),
+                encoder_reason: String::new(),
+            };
+            Ok(Opened { source: Box::new(FakeSource(Arc::clone(device))), stream })
+        }
+
+        fn present(&self) -> Vec<PathBuf> {
+            let is_there = !self.0.absent.load(Ordering::Relaxed);
+            is_there.then(|| "/dev/fake".into()).into_iter().collect()
+        }
+    }
+
+    struct FakeSource(Arc<Device>);
+
+    impl VideoSource for FakeSource {
+        fn set_bitrate(&mut self, bitrate: Bitrate) {
+            self.0.note(bitrate.to_string());
+        }
+
+        fn request_keyframe(&mut self) {
+            self.0.note("keyframe".into());
+        }
+
+        fn stop(self: Box<Self>) {
+            self.0.note("stop".into());
+        }
     }
 }

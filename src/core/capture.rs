@@ -193,12 +193,12 @@ impl Capture {
         }
     }
 
-    /// The device that was missing is there again: no need to wait longer.
+    /// A device has come that was missing: no need to wait longer.
     pub fn handle_plugged(&mut self) -> Option<Step> {
-        match self.phase {
-            Phase::BackingOff(_) => self.open(),
-            _ => None,
-        }
+        let Phase::BackingOff(_) = self.phase else { return None };
+        // It may need another moment, until its permissions are set.
+        self.backoff.reset();
+        self.open()
     }
 
     /// To be called at [`Self::poll_timeout`]; calling it early or late does no harm.
