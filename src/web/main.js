@@ -88,7 +88,7 @@ function shown() {
 
 /** The last part of the path names a camera; without one all are shown. */
 function route() {
-  alone = decodeURIComponent(location.pathname.split('/').pop() ?? '');
+  alone = location.pathname.split('/').pop() ?? '';
   if (alone) tileOf(alone).play();
   for (const tile of tiles.values()) if (!shown().includes(tile)) tile.stop();
   layOut();
