@@ -61,9 +61,11 @@ export function next(state, event, now, random) {
     case 'answered':
       return state.is === 'connecting' ? { ...state, answered: true } : state;
     case 'picture':
+      // The picture may be told before the connection that brought it.
+      if (state.is === 'connecting') return { ...onConnected(state, now), picture: true };
       return state.is === 'live' || state.is === 'restoring' ? { ...state, picture: true } : state;
     case 'connected':
-      return onConnected(state, now);
+      return state.is === 'connecting' || state.is === 'restoring' ? onConnected(state, now) : state;
     case 'disconnected':
       return state.is === 'live' ? restore(state, now, now + RESTART_MS) : state;
     case 'failed':
@@ -154,13 +156,12 @@ function onTrouble(state, why, now, random) {
   return FINAL.test(why.code) ? { is: 'ended', session: state.session, why } : retry(state, why, now, random);
 }
 
-/** @type {(state: State, now: number) => State} */
+/** @type {(state: Connecting | Restoring, now: number) => Live} */
 function onConnected(state, now) {
   if (state.is === 'connecting') {
     const { session, failures, lost } = state;
     return { is: 'live', session, failures, restarts: 0, since: now, picture: false, lost };
   }
-  if (state.is !== 'restoring') return state;
   const { restartAt: _, giveUpAt: __, ...kept } = state;
   return { ...kept, is: 'live' };
 }

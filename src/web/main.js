@@ -45,7 +45,9 @@ async function refresh() {
   clearTimeout(refreshing);
   if (!document.hidden) refreshing = setTimeout(refresh, REFRESH_MS);
   form.hidden = answer.is !== 'unauthorized';
-  notify(answer.is === 'unreachable' ? 'The device does not answer.' : answer.is === 'refused' ? answer.message : '');
+  // A tile that plays says so itself.
+  const silent = answer.is === 'unreachable' && !shown().some((tile) => tile.busy);
+  notify(silent ? 'The device does not answer.' : answer.is === 'refused' ? answer.message : '');
   if (answer.is === 'unauthorized') askForToken(answer.message);
   if (answer.is === 'board') show(answer.board);
 }
@@ -86,7 +88,7 @@ function shown() {
 
 /** The last part of the path names a camera; without one all are shown. */
 function route() {
-  alone = decodeURIComponent(location.pathname.split('/').pop() ?? '');
+  alone = location.pathname.split('/').pop() ?? '';
   if (alone) tileOf(alone).play();
   for (const tile of tiles.values()) if (!shown().includes(tile)) tile.stop();
   layOut();

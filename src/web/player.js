@@ -90,7 +90,8 @@ export class Player {
     const before = this.#last;
     this.#last = now;
     if (!before) return;
-    this.standing = now.decoded > before.decoded ? 0 : this.standing + (now.at - before.at);
+    const moves = now.decoded > before.decoded || this.state.lost !== null;
+    this.standing = moves ? 0 : this.standing + (now.at - before.at);
     this.#its.figures(compare(before, now));
     if (this.standing >= STALLED_MS) this.tell({ type: 'stalled' });
   }

@@ -69,7 +69,7 @@ function sayLive(state, camera, standing) {
 function why(reason, camera) {
   switch (reason.code) {
     case 'full':
-      return { title: camera ? `All ${camera.max_viewers} places are taken` : 'All places are taken' };
+      return { title: !camera ? 'All places are taken' : camera.max_viewers === 1 ? 'The only place is taken' : `All ${camera.max_viewers} places are taken` };
     case 'busy':
       return { title: 'Many viewers are connecting just now' };
     case 'shutdown':

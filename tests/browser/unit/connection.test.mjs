@@ -64,6 +64,11 @@ describe('a tile that plays', () => {
     assert.equal(state.lost, 'busy');
   });
 
+  test('is live with its first picture, in whatever order the browser tells', () => {
+    assert.deepEqual(life().tell('play', 'answered', 'picture').state, live().state);
+    assert.deepEqual(life().tell('play', 'answered', 'picture', 'connected').state, live().state);
+  });
+
   test('tries a new session when pictures stop without a reason', () => {
     assert.equal(live().tell('stalled').state.why.code, 'stalled');
   });

@@ -13,6 +13,7 @@ test('a full house says how many places there are and counts the seconds', () =>
   assert.equal(title(saying, 3_500), 'All 8 places are taken, trying again in 10 s');
   assert.equal(title(saying, 99_000), 'All 8 places are taken, trying again in 1 s', 'never zero or less');
   assert.ok(saying.action);
+  assert.equal(say(after('play', trouble('full')), { ...camera, max_viewers: 1 }, 0).title, 'The only place is taken');
 });
 
 test('a camera that is gone is waited for, with the reason the device gave', () => {

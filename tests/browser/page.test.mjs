@@ -1,0 +1,309 @@
+/** Debian's Chromium against the real program: what people see and do. */
+
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { after, before, test } from 'node:test';
+import { Daemon, FRONT } from './support/daemon.mjs';
+import { until } from './support/until.mjs';
+import { PHONE, Viewer, connect, launch, launchServer } from './support/viewer.mjs';
+
+/** What Chromium says of a device that is not there, or wants a token. */
+const REFUSED = /ERR_CONNECTION_REFUSED|status of 401/;
+
+let browser;
+before(async () => (browser = await launch()));
+after(() => browser?.close());
+
+test('the page of a camera plays at once, at the camera’s rate', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await (await viewer.open(daemon.at('front'))).sees();
+  // A busy machine may leave out pictures for a while, but none can make more than there are.
+  const rate = await until('30 pictures a second', async () => {
+    const rate = await viewer.rate(60);
+    return rate > 27 && rate;
+  }, { within: 90_000 });
+  assert.ok(rate < 33, `${rate} pictures a second`);
+  viewer.assertNoComplaints();
+});
+
+test('the pictures shown are those the camera takes now, in their order', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await (await viewer.open(daemon.at('front'))).sees();
+  const marks = await viewer.marks(90);
+  const readable = marks.filter(({ number }) => number !== null);
+  assert.ok(readable.length >= 85, `${readable.length} of 90 could be read`);
+  for (let i = 1; i < readable.length; i++) {
+    const step = (readable[i].number - readable[i - 1].number) & 0xffff;
+    assert.ok(step >= 1 && step < 90, `picture ${readable[i].number} came after ${readable[i - 1].number}`);
+  }
+  const ages = readable.map(({ age }) => age).sort((a, b) => a - b);
+  t.diagnostic(`a picture is ${ages[45]} ms old when it is read, ${ages.at(-1)} ms at most`);
+  assert.ok(ages[0] >= 0 && ages[45] < 1_000, `ages ${ages[0]} to ${ages.at(-1)} ms`);
+});
+
+test('the list plays several cameras over one socket', async (t) => {
+  const daemon = await Daemon.start(t, `${FRONT}${FRONT.replace('front', 'garden')}`);
+  const viewer = await Viewer.come(t, browser);
+  const sockets = [];
+  viewer.page.on('websocket', (socket) => sockets.push(socket));
+  await viewer.open(daemon.at());
+  await viewer.page.getByRole('button', { name: 'Play all' }).click();
+  await Promise.all([viewer.sees('front'), viewer.sees('garden')]);
+  assert.equal(sockets.length, 1);
+  await viewer.tile('garden').getByRole('button', { name: 'Stop garden' }).click();
+  await until('garden is left, front is not', async () => (await daemon.camera('garden')).viewers === 0 && (await daemon.camera('front')).viewers === 1);
+  await viewer.tile('front').getByRole('link', { name: 'front' }).click();
+  assert.equal(new URL(viewer.page.url()).pathname, '/front');
+  await viewer.page.goBack();
+  assert.equal(await viewer.tile('front').getAttribute('data-state'), 'live', 'it went on playing');
+  viewer.assertNoComplaints();
+});
+
+test('three viewers cost one opened camera', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewers = await Promise.all([1, 2, 3].map(() => Viewer.come(t, browser)));
+  await Promise.all(viewers.map(async (viewer) => (await viewer.open(daemon.at('front'))).sees()));
+  assert.equal((await daemon.camera()).viewers, 3);
+  assert.equal(await daemon.metric('edgecam_camera_opened_total', 'camera="front"'), 1);
+  await Promise.all(viewers.map((viewer) => viewer.rate(30)));
+  assert.equal(await daemon.metric('edgecam_camera_opened_total', 'camera="front"'), 1);
+});
+
+test('the camera is closed when nobody watches any more', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await (await viewer.open(daemon.at('front'))).sees();
+  await viewer.page.close();
+  await until('the camera is closed', async () => {
+    const { viewers, state } = await daemon.camera();
+    return viewers === 0 && state === 'idle';
+  });
+});
+
+test('viewers whose browser is killed are gone within 35 seconds, with and without a socket', async (t) => {
+  const daemon = await Daemon.start(t);
+  const server = await launchServer();
+  t.after(() => server.kill());
+  const doomed = await connect(server);
+  const onSocket = await Viewer.come(t, doomed);
+  await (await onSocket.open(daemon.at('front'))).sees();
+  const onWhep = await Viewer.come(t, doomed);
+  await onWhep.open(daemon.at());
+  await onWhep.page.evaluate(playByWhep, daemon.at('whep/front'));
+  assert.equal((await daemon.camera()).viewers, 2);
+  // The whole process group at once: no process of the browser says goodbye for another.
+  process.kill(-server.process().pid, 'SIGKILL');
+  await until('both places are free', async () => (await daemon.camera()).viewers === 0, { within: 35_000 });
+});
+
+test('a full house is told in words, and the place is taken when it is free', async (t) => {
+  const daemon = await Daemon.start(t, `${FRONT}max_viewers = 1\n`);
+  const [first, second] = await Promise.all([Viewer.come(t, browser), Viewer.come(t, browser)]);
+  await (await first.open(daemon.at('front'))).sees();
+  await second.open(daemon.at('front'));
+  await until('the words', async () => /The only place is taken, trying again in \d+ s/.test(await second.says()));
+  await second.assertUsable('a full house');
+  await second.screenshot('full');
+  await first.page.close();
+  await second.sees();
+  second.assertNoComplaints();
+});
+
+test('the statistics show figures', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await (await viewer.open(daemon.at('front'))).sees();
+  await viewer.page.keyboard.press('i');
+  const expected = [/Picture\s+640 × 360, [1-9]\d* fps/, /Bitrate\s+[1-9]\d* kbit\/s/, /Loss\s+\d+\.\d %/, /Round trip\s+[\d.]+ ms/, /Jitter buffer\s+[\d.]+ ms/,
+    /Path\s+you \w+ → camera \w+, UDP/, /Codec\s+H264 42e01f/, /Encoder\s+\w+: \w+/, /Source\s+\S+/];
+  await until('all figures', async () => {
+    const text = await viewer.tile().getByLabel('Statistics').last().innerText();
+    const missing = expected.filter((line) => !line.test(text));
+    if (missing.length) throw new Error(`${missing.join(', ')} in\n${text}`);
+    return true;
+  });
+  await viewer.assertUsable('statistics');
+  await viewer.screenshot('statistics');
+  viewer.assertNoComplaints();
+});
+
+test('a snapshot is a PNG in the size of the picture, named by camera and time', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await (await viewer.open(daemon.at('front'))).sees();
+  const [download] = await Promise.all([viewer.page.waitForEvent('download'), viewer.page.getByRole('button', { name: 'Save a snapshot' }).click()]);
+  assert.match(download.suggestedFilename(), /^front_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.png$/);
+  const png = await readFile(await download.path());
+  assert.equal(png.subarray(1, 4).toString(), 'PNG');
+  assert.deepEqual([png.readUInt32BE(16), png.readUInt32BE(20)], [640, 360]);
+  viewer.assertNoComplaints();
+});
+
+test('everything can be done with keys alone', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(daemon.at());
+  await until('the tile', () => viewer.tile().isVisible());
+  const { keyboard } = viewer.page;
+  await keyboard.press('Space');
+  await viewer.sees();
+  const [download] = await Promise.all([viewer.page.waitForEvent('download'), keyboard.press('s')]);
+  assert.ok(download);
+  await keyboard.press('f');
+  await until('full screen', () => viewer.page.evaluate(() => document.fullscreenElement?.classList.contains('tile')));
+  await keyboard.press('f');
+  await until('not full screen', () => viewer.page.evaluate(() => !document.fullscreenElement));
+  await keyboard.press('?');
+  await until('help', () => viewer.page.getByRole('dialog').isVisible());
+  await viewer.assertUsable('help');
+  await viewer.screenshot('help');
+  await keyboard.press('Escape');
+  await until('no help', async () => !(await viewer.page.getByRole('dialog').isVisible()));
+  await keyboard.press('Space');
+  await until('it is stopped', async () => (await daemon.camera()).viewers === 0);
+  assert.equal(await viewer.tile().getAttribute('data-state'), 'off');
+  viewer.assertNoComplaints();
+});
+
+test('focus stays where the hands are when play becomes stop', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(daemon.at());
+  await viewer.page.getByRole('button', { name: 'Play front' }).press('Enter');
+  await viewer.sees();
+  const focused = () => viewer.page.evaluate(() => document.activeElement?.ariaLabel);
+  assert.equal(await focused(), 'Stop front');
+  await viewer.page.keyboard.press('Enter');
+  assert.equal(await focused(), 'Play front');
+});
+
+test('the page is usable on desk and phone, dark and light', async (t) => {
+  const daemon = await Daemon.start(t, `${FRONT}${FRONT.replace('front', 'garden')}`);
+  const windows = { desk: {}, 'desk-light': { colorScheme: 'light' }, phone: PHONE, 'phone-light': { ...PHONE, colorScheme: 'light' } };
+  for (const [name, options] of Object.entries(windows)) {
+    const viewer = await Viewer.come(t, browser, options);
+    await viewer.open(daemon.at());
+    await viewer.tile('garden').waitFor();
+    await viewer.assertUsable(`${name}, list`);
+    await viewer.page.getByRole('button', { name: 'Play front' }).click();
+    await viewer.sees();
+    await viewer.assertUsable(`${name}, playing`);
+    await viewer.screenshot(`${name}-list`);
+    const small = await viewer.page.locator('button:visible, .button:visible').evaluateAll((buttons) =>
+      buttons.map((button) => ({ label: button.ariaLabel ?? button.textContent, ...button.getBoundingClientRect().toJSON() })).filter(({ width, height }) => width < 44 || height < 44));
+    assert.deepEqual(small, [], 'buttons too small for fingers');
+    const overflow = await viewer.page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    assert.ok(overflow <= 0, `${name} is ${overflow} pixels too wide`);
+    await viewer.page.goto(daemon.at('front'));
+    await viewer.sees();
+    await viewer.screenshot(name);
+    viewer.assertNoComplaints();
+    await viewer.context.close();
+  }
+});
+
+test('when the device goes and comes back, the last picture stands, then the page plays again by itself', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await (await viewer.open(daemon.at('front'))).sees();
+  await daemon.kill();
+  await until('the page says so', async () => /The device does not answer, trying again in \d+ s/.test(await viewer.says()));
+  assert.ok(await viewer.tile().locator('canvas').isVisible(), 'the last picture stands');
+  await viewer.screenshot('unreachable');
+  await daemon.run();
+  await viewer.sees();
+  assert.ok(!(await viewer.tile().locator('canvas').isVisible()), 'the last picture gave way to a new one');
+  viewer.assertNoComplaints(REFUSED);
+});
+
+test('an ICE restart keeps the session and its pictures', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await (await viewer.open(daemon.at('front'))).sees();
+  const fragment = () => viewer.page.evaluate(() => /a=ice-ufrag:(\S+)/.exec(window.peers.at(-1).currentRemoteDescription.sdp)[1]);
+  const before = await fragment();
+  // As if the network had changed: what the browser then says, without the minute it takes to notice.
+  await viewer.page.evaluate(() => {
+    const peer = window.peers.at(-1);
+    Object.defineProperty(peer, 'connectionState', { configurable: true, value: 'failed' });
+    peer.onconnectionstatechange();
+    delete peer.connectionState;
+  });
+  await until('a new answer', async () => (await fragment()) !== before);
+  await viewer.page.evaluate(() => window.peers.at(-1).onconnectionstatechange());
+  await viewer.sees();
+  await viewer.rate(60);
+  assert.equal(await viewer.page.evaluate(() => window.peers.length), 1);
+  assert.equal(await daemon.metric('edgecam_sessions_opened_total'), 1);
+  viewer.assertNoComplaints();
+});
+
+test('a camera that does not exist is told in words', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(daemon.at('attic'));
+  await until('the words', async () => /no camera of that name/.test(await viewer.says('attic')));
+  await viewer.page.getByRole('link', { name: 'All cameras' }).click();
+  await until('the camera there is', () => viewer.tile('front').isVisible());
+  assert.equal(await viewer.tile('attic').count(), 0);
+  viewer.assertNoComplaints();
+});
+
+test('where a token is needed the page asks for it, and shows nothing before', async (t) => {
+  const daemon = await Daemon.start(t, `[auth]\ntoken_key_file = "token-key"\n${FRONT}`);
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(daemon.at());
+  await viewer.page.getByLabel('Token').waitFor();
+  assert.ok(!(await viewer.page.content()).includes('front'), 'no camera is named');
+  assert.ok(!(await viewer.page.content()).includes('testbench'), 'nor the device');
+  await viewer.assertUsable('asking for a token');
+  await viewer.screenshot('token');
+  await viewer.page.getByLabel('Token').fill('not a token');
+  await viewer.page.keyboard.press('Enter');
+  await until('it is refused in words', async () => (await viewer.page.locator('#access-message').innerText()).length > 10);
+  await viewer.page.getByLabel('Token').fill(await daemon.token());
+  await viewer.page.keyboard.press('Enter');
+  await viewer.page.getByRole('button', { name: 'Play front' }).click();
+  await viewer.sees();
+  viewer.assertNoComplaints(REFUSED);
+});
+
+test('a link with a token plays, and the token leaves the address', async (t) => {
+  const daemon = await Daemon.start(t, `[auth]\ntoken_key_file = "token-key"\n${FRONT}`);
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(`${daemon.at('front')}#token=${await daemon.token('--camera', 'front')}`);
+  await viewer.sees();
+  assert.equal(viewer.page.url(), daemon.at('front'));
+  await viewer.page.reload();
+  await viewer.sees();
+  viewer.assertNoComplaints();
+});
+
+test('a plain script plays by WHEP', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(daemon.at());
+  const session = await viewer.page.evaluate(playByWhep, daemon.at('whep/front'));
+  await viewer.rate(60);
+  assert.equal((await daemon.camera()).viewers, 1);
+  assert.equal((await viewer.page.evaluate((url) => fetch(url, { method: 'DELETE' }).then(({ status }) => status), session)), 200);
+  await until('the place is free', async () => (await daemon.camera()).viewers === 0);
+  viewer.assertNoComplaints();
+});
+
+/** In the page: the shortest WHEP client there is. Gives the session's URL when the first picture is there. */
+async function playByWhep(endpoint) {
+  const peer = new RTCPeerConnection();
+  const video = Object.assign(document.createElement('video'), { muted: true, autoplay: true });
+  document.body.append(video);
+  peer.ontrack = ({ streams }) => (video.srcObject = streams[0]);
+  peer.addTransceiver('video', { direction: 'recvonly' });
+  await peer.setLocalDescription();
+  const response = await fetch(endpoint, { method: 'POST', headers: { 'Content-Type': 'application/sdp' }, body: peer.localDescription.sdp });
+  if (response.status !== 201) throw new Error(`${response.status} ${await response.text()}`);
+  await peer.setRemoteDescription({ type: 'answer', sdp: await response.text() });
+  await new Promise((playing) => (video.onloadeddata = playing));
+  return new URL(response.headers.get('Location'), endpoint).href;
+}

@@ -1,0 +1,114 @@
+import { execFile, spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { until } from './until.mjs';
+
+const PROGRAM = resolve(process.env.EDGECAM_BIN ?? fileURLToPath(new URL('../../../target/debug/edgecam', import.meta.url)));
+
+/** A camera whose pictures are numbered, small enough for a busy machine to encode. */
+export const FRONT = `
+[[camera]]
+id = "front"
+source = "test"
+width = 640
+height = 360
+fps = 30
+linger_s = 1
+`;
+
+/** The real program on ports of its own, with the test source for a camera. */
+export class Daemon {
+  #folder;
+  #child;
+  #log = [];
+
+  /** Starts one for this test, and stops it after it. */
+  static async start(t, toml = FRONT) {
+    if (!existsSync(PROGRAM)) throw new Error(`there is no ${PROGRAM}; build it first, or name another in EDGECAM_BIN`);
+    const daemon = new Daemon();
+    daemon.#folder = await mkdtemp(join(tmpdir(), 'edgecam-browser-'));
+    t.after(() => daemon.#end());
+    await writeFile(join(daemon.#folder, 'token-key'), 'a key for tests only, not to be used for anything else', { mode: 0o600 });
+    daemon.toml = toml;
+    await daemon.run();
+    return daemon;
+  }
+
+  /** Again on the same port, if it ran before. */
+  async run() {
+    this.port ??= await freePort();
+    const head = `[device]\nid = "testbench"\n[http]\nlisten = "127.0.0.1:${this.port}"\n[ice]\nudp_port = 0\nadvertise = ["127.0.0.1"]\n`;
+    await writeFile(join(this.#folder, 'edgecam.toml'), head + this.toml);
+    this.#child = spawn(PROGRAM, ['run', '--config', this.config], { stdio: ['ignore', 'pipe', 'pipe'] });
+    for (const stream of [this.#child.stdout, this.#child.stderr]) stream.on('data', (text) => this.#log.push(text));
+    this.#child.on('exit', (code, signal) => this.#log.push(`— ended with ${code ?? signal}\n`));
+    await until(`the daemon answers\n${this.log}`, async () => {
+      if (this.#child.exitCode !== null) throw new Error(`the daemon ended:\n${this.log}`);
+      return (await fetch(this.at('healthz'))).ok;
+    });
+  }
+
+  get config() {
+    return join(this.#folder, 'edgecam.toml');
+  }
+
+  get log() {
+    return this.#log.join('');
+  }
+
+  at(path = '') {
+    return `http://127.0.0.1:${this.port}/${path}`;
+  }
+
+  /** What `/api/cameras` says of one camera. */
+  async camera(id = 'front') {
+    const { cameras } = await (await fetch(this.at('api/cameras'))).json();
+    return cameras.find((camera) => camera.id === id);
+  }
+
+  /** The sum over all samples of a metric with these labels. */
+  async metric(name, labels = '') {
+    const text = await (await fetch(this.at('metrics'))).text();
+    const samples = text.split('\n').filter((line) => line.startsWith(`${name} `) || (line.startsWith(`${name}{`) && line.includes(labels)));
+    if (!samples.length) throw new Error(`no metric ${name} with ${labels} in\n${text}`);
+    return samples.reduce((sum, line) => sum + Number(line.split(' ').at(-1)), 0);
+  }
+
+  /** `edgecam token`, with the key of this daemon. */
+  async token(...args) {
+    const { stdout } = await promisify(execFile)(PROGRAM, ['token', '--config', this.config, ...args]);
+    return stdout.trim();
+  }
+
+  /** Without a goodbye, as by a pulled plug. */
+  async kill() {
+    const gone = new Promise((ended) => this.#child.once('exit', ended));
+    this.#child.kill('SIGKILL');
+    await gone;
+  }
+
+  async #end() {
+    if (this.#child?.exitCode === null && this.#child.signalCode === null) {
+      const gone = new Promise((ended) => this.#child.once('exit', ended));
+      this.#child.kill('SIGTERM');
+      const late = setTimeout(() => this.#child.kill('SIGKILL'), 10_000);
+      await gone;
+      clearTimeout(late);
+    }
+    if (process.env.EDGECAM_LOG) console.error(this.log);
+    await rm(this.#folder, { recursive: true, force: true });
+  }
+}
+
+async function freePort() {
+  const server = createServer();
+  await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
+  const { port } = server.address();
+  await new Promise((closed) => server.close(closed));
+  return port;
+}
