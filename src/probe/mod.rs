@@ -7,6 +7,7 @@ mod report;
 mod whep;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,16 +84,21 @@ pub async fn run(settings: ProbeSettings, stopping: CancellationToken) -> Result
     Ok(probe.close().await)
 }
 
-/// One viewer's connection to one camera.
-///
-/// Nothing happens behind the caller's back: packets are taken in while [`Probe::next`] (or a method that calls it)
-/// is awaited, and a few hundred wait in between. End it with [`Probe::close`]; a dropped one leaks its connection.
+/// One viewer of one camera, over WHEP. End it with [`Probe::close`].
 pub struct Probe {
+    connection: Connection,
+    whep: Whep,
+    session: Uri,
+}
+
+/// One viewer's connection to one camera, whichever way offer and answer travel.
+///
+/// Nothing happens behind the caller's back: packets are taken in while [`Connection::next`] (or a method that calls
+/// it) is awaited, and a few hundred wait in between. End it with [`Connection::close`]; a dropped one leaks.
+pub struct Connection {
     peer: Arc<dyn PeerConnection>,
     happenings: mpsc::Receiver<Happening>,
     track: Option<Arc<dyn TrackRemote>>,
-    whep: Whep,
-    session: Uri,
     started: Instant,
     ended: Option<Ended>,
     look_for_end: Interval,
@@ -144,27 +150,87 @@ impl Probe {
         let whep = Whep::new(settings.endpoint.clone(), HTTP);
         let endpoint = settings.endpoint.clone();
         let hosts = spawn_blocking(move || endpoint.resolve()).await?.map_err(ProbeError::Resolve)?;
+        let (mut connection, offer) = Connection::offer(&hosts).await?;
+        let speaker = whep.clone();
+        let answered = spawn_blocking(move || speaker.offer(&offer)).await.map_err(ProbeError::Task);
+        let answer = match answered.and_then(|answer| Ok(answer?)) {
+            Ok(answer) => answer,
+            Err(error) => {
+                connection.close().await;
+                return Err(error);
+            }
+        };
+        if let Err(error) = connection.accept(answer.sdp).await {
+            let session = answer.session;
+            // The camera's time limit ends the session should this fail too.
+            let _ = spawn_blocking(move || whep.leave(&session)).await;
+            connection.close().await;
+            return Err(error);
+        }
+        Ok(Self { connection, whep, session: answer.session })
+    }
+
+    /// Says goodbye to the camera and frees the connection.
+    pub async fn close(self) -> Report {
+        let Self { connection, whep, session } = self;
+        let report = connection.report_at_end().await;
+        let was_ended = connection.ended.is_some();
+        match spawn_blocking(move || whep.leave(&session)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if was_ended => debug!(%error, "the session was gone already"),
+            Ok(Err(error)) => warn!(%error, "the camera did not take the goodbye"),
+            Err(error) => warn!(%error, "no goodbye was sent"),
+        }
+        connection.close().await;
+        report
+    }
+}
+
+impl Deref for Probe {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Probe {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
+
+impl Connection {
+    /// Opens the ways to a camera at these addresses; gives the offer for it, with every candidate in it.
+    pub async fn offer(camera: &[IpAddr]) -> Result<(Self, String), ProbeError> {
         let (happens, mut happenings) = mpsc::channel(64);
-        let peer: Arc<dyn PeerConnection> = Arc::new(build_peer(&hosts, Observer { happens }).await?);
-        match negotiate(&peer, &mut happenings, &whep).await {
-            Ok((started, session)) => Ok(Self {
-                peer,
-                happenings,
-                track: None,
-                whep,
-                session,
-                started,
-                ended: None,
-                look_for_end: interval(LOOK_FOR_END),
-                pictures: Pictures::default(),
-                newest_picture_at: None,
-                report: Report { answer_after: now().duration_since(started), ..Report::default() },
-            }),
+        let peer: Arc<dyn PeerConnection> = Arc::new(build_peer(camera, Observer { happens }).await?);
+        match gather(&peer, &mut happenings).await {
+            Ok(offer) => {
+                let connection = Self {
+                    peer,
+                    happenings,
+                    track: None,
+                    started: now(),
+                    ended: None,
+                    look_for_end: interval(LOOK_FOR_END),
+                    pictures: Pictures::default(),
+                    newest_picture_at: None,
+                    report: Report::default(),
+                };
+                Ok((connection, offer))
+            }
             Err(error) => {
                 close_peer(&peer).await;
                 Err(error)
             }
         }
+    }
+
+    /// Takes the camera's answer.
+    pub async fn accept(&mut self, answer: String) -> Result<(), ProbeError> {
+        self.report.answer_after = now().duration_since(self.started);
+        Ok(self.peer.set_remote_description(RTCSessionDescription::answer(answer)?).await?)
     }
 
     /// Waits for the next event. After [`Event::Ended`] it gives that again and again.
@@ -225,18 +291,13 @@ impl Probe {
         Report { counts: self.pictures.counts(), ..self.report.clone() }
     }
 
-    /// Says goodbye to the camera and frees the connection.
-    pub async fn close(self) -> Report {
-        let report = Report { candidate_pair: self.candidate_pair().await, ..self.report() };
-        let (whep, session) = (self.whep.clone(), self.session.clone());
-        match spawn_blocking(move || whep.leave(&session)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) if self.ended.is_some() => debug!(%error, "the session was gone already"),
-            Ok(Err(error)) => warn!(%error, "the camera did not take the goodbye"),
-            Err(error) => warn!(%error, "no goodbye was sent"),
-        }
+    /// Frees the connection.
+    pub async fn close(self) {
         close_peer(&self.peer).await;
-        report
+    }
+
+    async fn report_at_end(&self) -> Report {
+        Report { candidate_pair: self.candidate_pair().await, ..self.report() }
     }
 
     fn handle_happening(&mut self, happening: Happening) -> Option<Event> {
@@ -318,12 +379,11 @@ async fn next_on(track: Option<&dyn TrackRemote>) -> Option<TrackRemoteEvent> {
     }
 }
 
-/// Offers and applies the answer; gives the moment the offer left, and the session's URL.
-async fn negotiate(
+/// Makes the offer and waits for its candidates.
+async fn gather(
     peer: &Arc<dyn PeerConnection>,
     happenings: &mut mpsc::Receiver<Happening>,
-    whep: &Whep,
-) -> Result<(Instant, Uri), ProbeError> {
+) -> Result<String, ProbeError> {
     let receive = RTCRtpTransceiverInit { direction: RTCRtpTransceiverDirection::Recvonly, ..Default::default() };
     peer.add_transceiver_from_kind(RtpCodecKind::Video, Some(receive)).await?;
     peer.set_local_description(peer.create_offer(None).await?).await?;
@@ -332,18 +392,7 @@ async fn negotiate(
     if timeout(GATHERING, gathered).await.is_err() {
         debug!("candidates are still being gathered; offering those there are");
     }
-    let offer = peer.local_description().await.map(|description| description.sdp).unwrap_or_default();
-    let started = now();
-    let speaker = whep.clone();
-    let answer = spawn_blocking(move || speaker.offer(&offer)).await??;
-    let applied = async { peer.set_remote_description(RTCSessionDescription::answer(answer.sdp)?).await };
-    if let Err(error) = applied.await {
-        let (speaker, session) = (whep.clone(), answer.session);
-        // The camera's time limit ends the session should this fail too.
-        let _ = spawn_blocking(move || speaker.leave(&session)).await;
-        return Err(error.into());
-    }
-    Ok((started, answer.session))
+    Ok(peer.local_description().await.map(|description| description.sdp).unwrap_or_default())
 }
 
 async fn build_peer(camera: &[IpAddr], observer: Observer) -> Result<impl PeerConnection, ProbeError> {
