@@ -122,7 +122,7 @@ fn sources() -> Vec<Source> {
         let text = code.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n");
         Source { file, text }
     };
-    let is_test = |path: &PathBuf| path.to_str().unwrap().ends_with("_test.rs");
+    let is_test = |path: &PathBuf| ["_test.rs", "_tests.rs"].iter().any(|end| path.to_str().unwrap().ends_with(end));
     found.iter().filter(|path| !is_test(path)).map(source).collect()
 }
 

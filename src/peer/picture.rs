@@ -1,0 +1,38 @@
+//! One picture in RTP payloads.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rtc::rtp::codec::h264::H264Payloader;
+use rtc::rtp::packetizer::Payloader;
+
+use crate::core::access_unit::AccessUnit;
+
+/// RTP payload bytes of a packet: with RTP, SRTP, UDP and IPv6 headers below the 1280 bytes that any path carries.
+const PAYLOAD_SIZE: usize = 1180;
+
+/// One picture, cut into RTP payloads: done once, whatever the number of viewers.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    pub(super) captured_at: Instant,
+    is_keyframe: bool,
+    pub(super) payloads: Arc<[Bytes]>,
+}
+
+impl Picture {
+    /// Cuts by RFC 6184, section 5: parameter sets in a STAP-A, what does not fit a packet in FU-As.
+    pub fn cut(unit: &AccessUnit) -> Self {
+        // The payloader keeps parameter sets for the next picture when they come last; ours always come first.
+        let payloads = H264Payloader::default().payload(PAYLOAD_SIZE, &unit.data).unwrap_or_default();
+        Self { captured_at: unit.captured_at, is_keyframe: unit.is_keyframe, payloads: payloads.into() }
+    }
+
+    pub fn is_keyframe(&self) -> bool {
+        self.is_keyframe
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.payloads.iter().map(Bytes::len).sum()
+    }
+}
