@@ -18,7 +18,7 @@ use super::access::{Denied, permit};
 use super::pace::{Pace, Rate};
 use super::problem::Problem;
 use super::token::{Grant, Permission};
-use super::wire::{self, Fault, Incoming, Outgoing, Said, Welcome};
+use super::wire::{self, Fault, Incoming, Outgoing, Said, Token, Welcome};
 use super::{Inbound, LinkSettings, Links, Outbox, clock, rim, unguessable_name};
 use crate::core::signal::{
     Address, CameraId, ClientId, Correlation, LinkId, RejectReason, Reply, Request, Response, Signal,
@@ -164,38 +164,42 @@ impl Conversation {
 
     async fn answer(&mut self, Incoming { id, said, bare }: Incoming, socket: &mut WebSocket) -> Result<(), End> {
         self.bare |= bare;
-        match said {
-            Said::Hello { token, camera } => {
-                self.introduce(token.as_ref().map(|token| token.0.as_str()), &id)?;
-                self.camera = camera.or(self.camera.take());
-                send(socket, &Outgoing::Welcome { id, welcome: &self.welcome() }, false).await
-            }
-            said => {
-                let Some(grant) = &self.grant else { return Err(denied(&id, &Denied::TokenNeeded)) };
-                let (session, signal) = match said {
-                    Said::Ping => return send(socket, &Outgoing::Pong { id }, false).await,
-                    Said::Offer { session, camera, sdp } => {
-                        let Some(camera) = camera.or_else(|| self.camera.clone()).or_else(|| self.first_camera(grant))
-                        else {
-                            return self.refuse(socket, fault_of(&id, &Denied::NotAllowed)).await;
-                        };
-                        if let Err(denied) = permit(grant, Permission::View, &camera) {
-                            self.links.counters.denied.add(1);
-                            return self
-                                .refuse(socket, Fault { session: Some(session), ..fault_of(&id, &denied) })
-                                .await;
-                        }
-                        (session, Signal::Offer { camera, sdp })
-                    }
-                    Said::Candidate { session, line } => (session, Signal::Candidate { line }),
-                    Said::Restart { session, sdp } => (session, Signal::Restart { sdp }),
-                    Said::Bye { session } => (session, Signal::Bye),
-                    Said::Hello { .. } => return Ok(()),
-                };
-                let from = Address { client: self.client.clone(), session };
-                self.submit(Request { from, id, signal }, socket).await
-            }
-        }
+        let (session, signal) = match (said, &self.grant) {
+            (Said::Hello { token, camera }, _) => return self.greet(id, token, camera, socket).await,
+            (_, None) => return Err(denied(&id, &Denied::TokenNeeded)),
+            (Said::Ping, Some(_)) => return send(socket, &Outgoing::Pong { id }, false).await,
+            (Said::Signal { session, signal }, Some(_)) => (session, signal),
+            (Said::Offer { session, camera, sdp }, Some(grant)) => match self.camera_for(camera, grant) {
+                Ok(camera) => (session, Signal::Offer { camera, sdp }),
+                Err(denied) => {
+                    self.links.counters.denied.add(1);
+                    return self.refuse(socket, Fault { session: Some(session), ..fault_of(&id, &denied) }).await;
+                }
+            },
+        };
+        let from = Address { client: self.client.clone(), session };
+        self.submit(Request { from, id, signal }, socket).await
+    }
+
+    async fn greet(
+        &mut self,
+        id: Correlation,
+        token: Option<Token>,
+        camera: Option<CameraId>,
+        socket: &mut WebSocket,
+    ) -> Result<(), End> {
+        self.introduce(token.as_ref().map(|token| token.0.as_str()), &id)?;
+        self.camera = camera.or(self.camera.take());
+        send(socket, &Outgoing::Welcome { id, welcome: &self.welcome() }, false).await
+    }
+
+    /// The camera that an offer means: the one it names, or `hello` did, or the first that this viewer may watch.
+    fn camera_for(&self, named: Option<CameraId>, grant: &Grant) -> Result<CameraId, Denied> {
+        let mut all = self.links.cameras.iter().map(|board| &board.id);
+        let camera = named.or_else(|| self.camera.clone()).or_else(|| all.find(|camera| grant.covers(camera)).cloned());
+        let camera = camera.ok_or(Denied::NotAllowed)?;
+        permit(grant, Permission::View, &camera)?;
+        Ok(camera)
     }
 
     async fn submit(&self, request: Request, socket: &mut WebSocket) -> Result<(), End> {
@@ -228,10 +232,6 @@ impl Conversation {
             max_candidates: self.links.settings.max_candidates,
             idle_ms: self.links.settings.idle_timeout.as_millis(),
         }
-    }
-
-    fn first_camera(&self, grant: &Grant) -> Option<CameraId> {
-        self.links.cameras.iter().map(|board| &board.id).find(|camera| grant.covers(camera)).cloned()
     }
 
     fn keep_pace(&mut self) -> Result<(), End> {

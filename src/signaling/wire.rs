@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::ice_servers::OfferedServer;
-use crate::core::signal::{BadName, CameraId, Correlation, Notice, Reply, Response, SessionName};
+use crate::core::signal::{BadName, CameraId, Correlation, Notice, Reply, Response, SessionName, Signal};
 
 /// The version of the envelope that this program speaks.
 pub const VERSION: u64 = 1;
@@ -55,17 +55,10 @@ pub enum Said {
         camera: Option<CameraId>,
         sdp: String,
     },
-    /// Empty: no more will come.
-    Candidate {
+    /// About a session that the viewer has opened.
+    Signal {
         session: SessionName,
-        line: String,
-    },
-    Restart {
-        session: SessionName,
-        sdp: String,
-    },
-    Bye {
-        session: SessionName,
+        signal: Signal,
     },
     Ping,
 }
@@ -216,7 +209,7 @@ impl Envelope {
         let session = SessionName::new(BARE_SESSION).map_err(|error| bad_name("session", &error))?;
         let said = match self.sdp {
             Some(sdp) => Said::Offer { session, camera: None, sdp: sdp_of(self.r#type.as_ref(), Some(&sdp))? },
-            None => Said::Candidate { session, line: candidate_of(self.candidate.as_ref())? },
+            None => Said::Signal { session, signal: self.candidate()? },
         };
         Ok((said, true))
     }
@@ -235,9 +228,9 @@ impl Envelope {
                 camera: self.camera()?,
             },
             "offer" => Said::Offer { session: self.session()?, camera: self.camera()?, sdp: self.sdp()? },
-            "candidate" => Said::Candidate { session: self.session()?, line: candidate_of(self.candidate.as_ref())? },
-            "restart" => Said::Restart { session: self.session()?, sdp: self.sdp()? },
-            "bye" => Said::Bye { session: self.session()? },
+            "candidate" => Said::Signal { session: self.session()?, signal: self.candidate()? },
+            "restart" => Said::Signal { session: self.session()?, signal: Signal::Restart { sdp: self.sdp()? } },
+            "bye" => Said::Signal { session: self.session()?, signal: Signal::Bye },
             "ping" => Said::Ping,
             other => return Err(WireError::UnknownType(other.chars().take(40).collect())),
         };
@@ -252,6 +245,10 @@ impl Envelope {
     fn camera(&self) -> Result<Option<CameraId>, WireError> {
         let name = text("camera", self.camera.as_ref())?;
         name.map(CameraId::new).transpose().map_err(|error| bad_name("camera", &error))
+    }
+
+    fn candidate(&self) -> Result<Signal, WireError> {
+        Ok(Signal::Candidate { line: candidate_of(self.candidate.as_ref())? })
     }
 
     fn sdp(&self) -> Result<String, WireError> {

@@ -8,6 +8,10 @@ fn session(name: &str) -> SessionName {
     SessionName::new(name).unwrap()
 }
 
+fn candidate(name: &str, line: &str) -> Said {
+    Said::Signal { session: session(name), signal: Signal::Candidate { line: line.into() } }
+}
+
 fn said(message: &str) -> Said {
     decode(message.as_bytes()).unwrap().said
 }
@@ -42,9 +46,9 @@ fn every_way_browsers_write_a_candidate_is_understood() {
         (r#"{}"#.into(), ""),
         ("null".into(), ""),
     ];
-    for (candidate, wanted) in table {
-        let message = format!(r#"{{"v":1,"type":"candidate","session":"s","candidate":{candidate}}}"#);
-        assert_eq!(said(&message), Said::Candidate { session: session("s"), line: wanted.into() }, "{message}");
+    for (json, wanted) in table {
+        let message = format!(r#"{{"v":1,"type":"candidate","session":"s","candidate":{json}}}"#);
+        assert_eq!(said(&message), candidate("s", wanted), "{message}");
     }
 }
 
@@ -60,7 +64,7 @@ fn a_client_without_envelope_is_understood() {
         (r#"{"candidate":null}"#, ""),
         (r#"{"candidate":"","sdpMid":"0"}"#, ""),
     ] {
-        assert_eq!(said(message), Said::Candidate { session: session(BARE_SESSION), line: line.into() }, "{message}");
+        assert_eq!(said(message), candidate(BARE_SESSION, line), "{message}");
     }
 }
 
