@@ -67,7 +67,7 @@ export function lines(figures, camera) {
     ['Freezes', figures.freezes ? `${figures.freezes}, ${figures.frozen.toFixed(1)} s in all` : 'none'],
     ['Path', figures.path],
     ['Codec', figures.codec],
-    ['Encoder', [camera?.encoder ?? UNKNOWN, camera?.encoder_reason].filter(Boolean).join(': ')],
+    ['Encoder', camera?.encoder_reason ?? camera?.encoder ?? UNKNOWN],
     ['Source', camera?.source ?? UNKNOWN],
   ];
 }

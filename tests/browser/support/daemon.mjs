@@ -33,7 +33,7 @@ export class Daemon {
     const daemon = new Daemon();
     daemon.#folder = await mkdtemp(join(tmpdir(), 'edgecam-browser-'));
     t.after(() => daemon.#end());
-    await writeFile(join(daemon.#folder, 'token-key'), 'a key for tests only, not to be used for anything else', { mode: 0o600 });
+    await writeFile(daemon.file('token-key'), 'a key for tests only, not to be used for anything else', { mode: 0o600 });
     daemon.toml = toml;
     await daemon.run();
     return daemon;
@@ -43,7 +43,8 @@ export class Daemon {
   async run() {
     this.port ??= await freePort();
     const head = `[device]\nid = "testbench"\n[http]\nlisten = "127.0.0.1:${this.port}"\n[ice]\nudp_port = 0\nadvertise = ["127.0.0.1"]\n`;
-    await writeFile(join(this.#folder, 'edgecam.toml'), head + this.toml);
+    // HERE: the folder of the configuration, for what a test puts there.
+    await writeFile(this.config, head + this.toml.replaceAll('HERE', this.#folder));
     this.#child = spawn(PROGRAM, ['run', '--config', this.config], { stdio: ['ignore', 'pipe', 'pipe'] });
     for (const stream of [this.#child.stdout, this.#child.stderr]) stream.on('data', (text) => this.#log.push(text));
     this.#child.on('exit', (code, signal) => this.#log.push(`— ended with ${code ?? signal}\n`));
@@ -54,7 +55,12 @@ export class Daemon {
   }
 
   get config() {
-    return join(this.#folder, 'edgecam.toml');
+    return this.file('edgecam.toml');
+  }
+
+  /** A file beside the configuration. */
+  file(name) {
+    return join(this.#folder, name);
   }
 
   get log() {

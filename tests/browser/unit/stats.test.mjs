@@ -63,13 +63,13 @@ test('without the transport that names it, the nominated pair is the path', () =
 
 test('the overlay has a line for everything, known or not', () => {
   const known = Object.fromEntries(lines(figures({ timestamp: 11_000, framesDecoded: 330, bytesReceived: 1_250_000 }), {
-    encoder: 'x264enc', encoder_reason: 'no hardware encoder here', source: 'YUYV 1280x720 at 30 fps from /dev/video0',
+    encoder: 'x264enc', encoder_reason: 'x264enc, since there is no hardware encoder', source: 'YUYV 1280x720 at 30 fps from /dev/video0',
   }));
   assert.equal(known.Picture, '1280 × 720, 30 fps');
   assert.equal(known.Bitrate, '2000 kbit/s');
   assert.equal(known['Round trip'], '12 ms');
   assert.equal(known.Codec, 'H264 42e01f');
-  assert.equal(known.Encoder, 'x264enc: no hardware encoder here');
+  assert.equal(known.Encoder, 'x264enc, since there is no hardware encoder');
   assert.equal(known.Freezes, 'none');
   for (const [label, value] of lines(compare(sample(new Map()), sample(new Map())), undefined)) assert.ok(value && !value.includes('NaN') && !value.includes('undefined'), `${label}: ${value}`);
 });
