@@ -97,6 +97,9 @@ pub(crate) struct ProbeArgs {
     /// Take the token from this file in place of the URL
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// How long to watch, from the first picture on
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    seconds: u64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -176,7 +179,8 @@ pub(crate) async fn probe(args: ProbeArgs) -> anyhow::Result<()> {
         endpoint = endpoint.with_token(token.trim().to_owned());
     }
     let stopping = CancellationToken::new();
-    let watching = probe::run(ProbeSettings::new(endpoint), stopping.clone());
+    let settings = ProbeSettings { watch: Duration::from_secs(args.seconds), ..ProbeSettings::new(endpoint) };
+    let watching = probe::run(settings, stopping.clone());
     tokio::pin!(watching);
     let report = tokio::select! {
         report = &mut watching => report,
