@@ -38,8 +38,9 @@ check: packages-run ## formatting, lints, what the binary may link, what the tre
 fmt: ## format the Rust code
 	$(CARGO) fmt
 
-bench: packages-bench ## what the product promises, measured beside its peers (minutes)
-	$(CARGO) bench --locked
+bench: packages-bench ## what the product promises, measured beside its peers (half an hour); PARTS="load idle" for some
+	benches/references/install.sh
+	$(CARGO) bench --locked --bench promises -- $(PARTS)
 
 fuzz: ## fuzz one target: make fuzz TARGET=wire SECONDS=60 (nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run $(or $(TARGET),wire) -- -max_total_time=$(or $(SECONDS),60)

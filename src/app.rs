@@ -72,7 +72,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tasks: tasks.clone(),
         stopping: stopping.links.clone(),
     });
-    let about = telemetry::router(parts.health(), parts.metrics(), signaling::may_read_metrics(links.clone()));
+    let about =
+        telemetry::router(parts.health(), parts.metrics(tasks.clone()), signaling::may_read_metrics(links.clone()));
     let router = web::router().merge(signaling::router(links)).merge(about);
 
     tasks.spawn_blocking(camera::prepare);
@@ -182,8 +183,8 @@ impl Parts {
         Health::new(self.watched(), self.reasons.clone())
     }
 
-    fn metrics(&self) -> Metrics {
-        Metrics::new(self.watched(), self.viewers.clone(), self.links.clone())
+    fn metrics(&self, tasks: TaskTracker) -> Metrics {
+        Metrics::new(self.watched(), self.viewers.clone(), self.links.clone(), tasks)
     }
 }
 

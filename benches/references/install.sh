@@ -1,13 +1,10 @@
 #!/bin/sh
-# Brings the servers edgecam is measured against: Janus from Debian, aiortc from PyPI into target/references.
+# Brings aiortc from PyPI into target/references. Janus is a Debian package (scripts/install-packages bench), which starts
+# it: the benchmark runs it with a configuration of its own, so the service is stopped.
 set -eu
 cd "$(dirname "$0")/../.."
-sudo=
-[ "$(id -u)" -eq 0 ] || sudo=sudo
-if [ ! -x /usr/bin/janus ]; then
-    # Installed, not started: the benchmark runs it with its own configuration.
-    $sudo apt-get install -y --no-install-recommends janus python3-venv
-    $sudo systemctl disable --now janus 2>/dev/null || true
+if [ -d /run/systemd/system ] && systemctl --quiet is-active janus; then
+    if [ "$(id -u)" -eq 0 ]; then systemctl disable --now janus; else sudo systemctl disable --now janus; fi
 fi
 python=target/references/aiortc/bin/python
 if [ ! -x $python ]; then

@@ -20,6 +20,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use tokio_util::task::TaskTracker;
+
 use super::{MayRead, WatchedCamera};
 use crate::core::counters::{CameraCounters, Count, Histogram, LinkCounters, ViewerCounters};
 use crate::core::signal::CloseReason;
@@ -29,12 +31,18 @@ use crate::core::signal::CloseReason;
 pub struct Metrics(Arc<Registry>);
 
 impl Metrics {
-    pub fn new(cameras: Vec<WatchedCamera>, viewers: Arc<ViewerCounters>, links: Arc<LinkCounters>) -> Self {
+    pub fn new(
+        cameras: Vec<WatchedCamera>,
+        viewers: Arc<ViewerCounters>,
+        links: Arc<LinkCounters>,
+        tasks: TaskTracker,
+    ) -> Self {
         let mut registry = Registry::with_prefix("edgecam");
         registry.register("build", "The running program", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(Cameras(cameras)));
         registry.register_collector(Box::new(Viewers(viewers)));
         registry.register_collector(Box::new(Links(links)));
+        registry.register_collector(Box::new(Tasks(tasks)));
         Self(Arc::new(registry))
     }
 
@@ -188,6 +196,16 @@ impl Collector for Links {
     }
 }
 
+#[derive(Debug)]
+struct Tasks(TaskTracker);
+
+impl Collector for Tasks {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let gauge = ConstGauge::new(i64::try_from(self.0.len()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor("tasks", "Tasks that run or wait", None, MetricType::Gauge)?)
+    }
+}
+
 fn level(count: &Count) -> i64 {
     i64::try_from(count.get()).unwrap_or(i64::MAX)
 }
@@ -289,6 +307,6 @@ mod tests {
         let links = LinkCounters::default();
         links.denied.add(6);
         links.connections.set(1);
-        Metrics::new(vec![camera], Arc::new(viewers), Arc::new(links))
+        Metrics::new(vec![camera], Arc::new(viewers), Arc::new(links), TaskTracker::new())
     }
 }
