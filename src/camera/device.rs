@@ -72,7 +72,9 @@ impl fmt::Display for Role {
 
 /// The V4L2 nodes of this machine by their numbers. Nodes that cannot be asked come with the reason.
 pub fn nodes() -> Vec<Result<Node, SourceError>> {
-    node_paths().into_iter().map(|path| Ok(Device::open(&path)?.node())).collect()
+    // Not `seen`, which asks for the nodes itself.
+    let gone = || "it went away while it was looked at".to_owned();
+    node_paths().into_iter().map(|path| Ok(Device::open_or_tell(&path, gone)?.node())).collect()
 }
 
 /// Where those nodes are. Opens none of them.
@@ -93,6 +95,11 @@ impl Device {
     /// # Errors
     /// When there is no such node, or it may not be opened.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
+        Self::open_or_tell(path, seen)
+    }
+
+    /// Opens a node; when it is missing, the error says with `seen` what else there is.
+    fn open_or_tell(path: &Path, seen: fn() -> String) -> Result<Self, SourceError> {
         let device = v4l::Device::with_path(path).map_err(|error| SourceError::from_io(path, error, seen))?;
         Ok(Self { path: path.to_owned(), device })
     }

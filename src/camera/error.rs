@@ -54,7 +54,7 @@ pub enum SourceError {
 
 impl SourceError {
     /// What an error of the operating system at a device node means.
-    pub(super) fn from_io(path: &Path, error: io::Error, seen: impl FnOnce() -> String) -> Self {
+    pub(super) fn from_io(path: &Path, error: io::Error, seen: fn() -> String) -> Self {
         let path = path.to_owned();
         match error.kind() {
             io::ErrorKind::NotFound => Self::Missing { path, seen: seen() },

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::SourceError;
 use super::device::{self, ControlReport, Device, Node, Role};
 use super::encoder::{self, EncoderReport};
-use super::input::{self, Choice, Offer, Rates, Size, Wanted};
+use super::input::{self, Choice, Encoding, Offer, Rates, Size, Wanted};
 
 /// The cameras and encoders of this machine, as far as they can be asked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -116,9 +116,15 @@ impl fmt::Display for CameraReport {
             Some(choice) => writeln!(f, "    would use {choice}: {}", choice.reason)?,
             None => writeln!(f, "    cannot be used: {}", self.problem)?,
         }
-        for offer in &self.offers {
+        let (usable, unusable): (Vec<_>, Vec<_>) =
+            self.offers.iter().partition(|offer| Encoding::of(offer.format).is_some());
+        for offer in usable {
             let sizes: Vec<String> = offer.sizes.iter().map(size).collect();
             writeln!(f, "    {:4}  {}  {}", offer.format.to_string(), offer.description, sizes.join(", "))?;
+        }
+        if !unusable.is_empty() {
+            let formats: Vec<String> = unusable.iter().map(|offer| offer.format.to_string()).collect();
+            writeln!(f, "    not used: {}", formats.join(", "))?;
         }
         for control in &self.controls {
             control.fmt(f)?;
@@ -192,15 +198,13 @@ mod tests {
 
     #[test]
     fn a_camera_is_shown_with_its_choice_formats_and_controls() {
-        let offers = vec![Offer {
-            format: FourCc::YUYV,
-            description: "YUYV 4:2:2".into(),
-            sizes: vec![Size::discrete(
-                640,
-                480,
-                Rates::Listed(vec![Rate::per_second(30), Rate { numerator: 25, denominator: 2 }]),
-            )],
-        }];
+        let rates = Rates::Listed(vec![Rate::per_second(30), Rate { numerator: 25, denominator: 2 }]);
+        let offer = |format, description: &str| Offer {
+            format,
+            description: description.into(),
+            sizes: vec![Size::discrete(640, 480, rates.clone())],
+        };
+        let offers = vec![offer(FourCc::YUYV, "YUYV 4:2:2"), offer(FourCc(*b"Y16 "), "16-bit Greyscale")];
         let wanted = Wanted { width: 640, height: 480, fps: 30, prefer: Prefer::Auto };
         let camera = CameraReport {
             node: Node {
@@ -230,6 +234,7 @@ mod tests {
         let expected = "    also /dev/v4l/by-id/usb-cam\n    \
             would use YUYV 640x480 at 30 fps: raw pictures need no decoding; the camera offers no H.264 at this size\n    \
             YUYV  YUYV 4:2:2  640x480 (30/12.5 fps)\n    \
+            not used: Y16\n    \
             power_line_frequency = 2  (menu 0 to 2, default 1: 1 50 Hz, 2 60 Hz)\n";
         assert_eq!(camera.to_string(), expected);
     }
