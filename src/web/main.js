@@ -186,7 +186,7 @@ function wake(type) {
 function onKey(event) {
   const target = /** @type {HTMLElement} */ (event.target);
   if (!shortcuts.checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat || help.open) return;
-  if (target.matches('input') || (event.key === ' ' && target.matches('a, button'))) return;
+  if (target.matches('input') || (event.key === ' ' && target.matches('a, button') && target.offsetParent)) return;
   const tile = shown().find((tile) => tile === chosen) ?? shown()[0];
   /** @type {Record<string, (() => void) | undefined>} */
   const keys = {

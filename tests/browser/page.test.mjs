@@ -167,6 +167,21 @@ test('everything can be done with keys alone', async (t) => {
   viewer.assertNoComplaints();
 });
 
+test('a key pressed right after the help was closed is not lost', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(daemon.at());
+  await viewer.tile().waitFor();
+  // Until the next frame is drawn, the browser still takes the closed help's button for the focused one.
+  await viewer.page.evaluate(() => {
+    const help = document.querySelector('dialog');
+    help.showModal();
+    help.close();
+    document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: ' ', bubbles: true, cancelable: true }));
+  });
+  await viewer.sees();
+});
+
 test('focus stays where the hands are when play becomes stop', async (t) => {
   const daemon = await Daemon.start(t);
   const viewer = await Viewer.come(t, browser);
