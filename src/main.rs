@@ -2,14 +2,16 @@
 
 mod cli;
 
+use std::env;
 use std::io::{self, Write};
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{self, ExitCode};
 use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::Parser;
 use edgecam::config::{Config, ConfigError, Sources};
-use edgecam::telemetry;
+use edgecam::{camera, telemetry};
 use tokio::runtime::{Builder, Runtime};
 
 use self::cli::{Cli, Command, ConfigCommand};
@@ -39,12 +41,24 @@ fn main() -> ExitCode {
 
 /// The daemon: settings are complete before a port or a camera is touched.
 fn run(sources: &Sources) -> anyhow::Result<()> {
+    start_over_with(&camera::ENVIRONMENT)?;
     let config = Config::load(sources)?;
     telemetry::init(&config.log, sources.environment.get("JOURNAL_STREAM").map(String::as_str))?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     runtime()?.block_on(edgecam::app::run(config))
+}
+
+/// Makes sure that these variables stand in the environment. A process cannot safely set them while it runs, so it starts over;
+/// it stays the same process to whoever started it.
+fn start_over_with(variables: &[(&str, &str)]) -> anyhow::Result<()> {
+    if variables.iter().all(|(name, _)| env::var_os(name).is_some()) {
+        return Ok(());
+    }
+    let program = env::current_exe().context("edgecam cannot find its own program")?;
+    let error = process::Command::new(program).args(env::args_os().skip(1)).envs(variables.iter().copied()).exec();
+    Err(error).context("edgecam cannot start over")
 }
 
 /// One thread is enough: what takes long has threads of its own.

@@ -326,6 +326,8 @@ impl EncodeSettings {
 #[derive(Clone, Debug)]
 pub(super) struct Encoder {
     kind: Kind,
+    /// Stands before a hardware encoder.
+    input: Option<gst::Element>,
     element: gst::Element,
     output: gst::Element,
 }
@@ -335,7 +337,8 @@ impl Encoder {
         let missing = |_| SourceError::NoElement { name: kind.name(), package: kind.package() };
         let element = gst::ElementFactory::make(kind.name()).build().map_err(missing)?;
         let output = super::pipeline::element("capsfilter")?;
-        let encoder = Self { kind, element, output };
+        let input = (kind == Kind::V4l2).then(|| super::pipeline::element("identity")).transpose()?;
+        let encoder = Self { kind, input, element, output };
         match kind {
             Kind::V4l2 => encoder.set_up_v4l2(settings),
             Kind::X264 => encoder.set_up_x264(settings),
@@ -346,7 +349,7 @@ impl Encoder {
 
     /// What is linked into the pipeline, in this order.
     pub(super) fn elements(&self) -> Vec<gst::Element> {
-        vec![self.element.clone(), self.output.clone()]
+        self.input.iter().chain([&self.element, &self.output]).cloned().collect()
     }
 
     pub(super) fn kind(&self) -> Kind {
@@ -356,6 +359,9 @@ impl Encoder {
     /// Takes pictures as DMABUFs, so that none is copied. Only hardware can.
     pub(super) fn import_dmabuf(&self) {
         self.element.set_property_from_str("output-io-mode", "dmabuf-import");
+        if let Some(input) = &self.input {
+            input.set_property("drop-allocation", false);
+        }
     }
 
     /// Raw formats it takes, in GStreamer's words.
@@ -408,6 +414,11 @@ impl Encoder {
     }
 
     fn set_up_v4l2(&self, settings: &EncodeSettings) {
+        // Its own buffers are not offered upstream: in GStreamer 1.22 to 1.24 an encoder whose buffers were filled by somebody
+        // else is never freed, and keeps its device open (docs/decisions/0103).
+        if let Some(input) = &self.input {
+            input.set_property("drop-allocation", true);
+        }
         let keyframes = i32::try_from(settings.pictures_per_keyframe()).unwrap_or(i32::MAX);
         // Names as GStreamer makes them of the driver's; those a driver does not have are only warned about.
         let controls = gst::Structure::builder("controls")

@@ -124,6 +124,12 @@ pub trait VideoSource: Send {
     fn stop(self: Box<Self>);
 }
 
+/// What must stand in the environment when the process starts, since GStreamer asks for it there.
+///
+/// Without the first, GStreamer 1.22 to 1.24 leaks a V4L2 element and its open device each time a camera closes
+/// (docs/decisions/0103).
+pub const ENVIRONMENT: [(&str, &str); 1] = [("GST_V4L2_FORCE_DRAIN", "1")];
+
 /// Looks for encoders and tries them, so that the first viewer does not wait for it. Takes up to seconds; blocks.
 pub fn prepare() {
     encoder::prepare();

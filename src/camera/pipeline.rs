@@ -341,6 +341,7 @@ fn conversion(format: Option<&str>, encoder: &Encoder, dmabuf: bool) -> Result<V
     if let Some(convert) = hardware {
         if dmabuf {
             convert.set_property_from_str("output-io-mode", "dmabuf-import");
+            convert.set_property_from_str("capture-io-mode", "dmabuf");
         }
         return Ok(vec![convert, caps]);
     }
