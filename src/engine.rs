@@ -108,6 +108,8 @@ impl Rim {
                 if matches!(request.signal, Signal::Offer { .. } | Signal::Restart { .. }) {
                     publisher.set_candidates(self.socket.candidates());
                 }
+                // Those whose client is gone are swept out when a new one comes.
+                self.outboxes.retain(|_, outbox| !outbox.is_closed());
                 self.outboxes.insert(request.from.client.clone(), outbox);
                 publisher.handle_request(request, now(), send);
             }
@@ -144,7 +146,6 @@ impl Rim {
         for (camera, line) in &self.cameras {
             line.counters.viewers.set(publisher.viewers(camera) as u64);
         }
-        self.outboxes.retain(|_, outbox| !outbox.is_closed());
     }
 
     fn respond(&mut self, publisher: &mut Publisher, response: Response) {

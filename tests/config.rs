@@ -364,6 +364,10 @@ const BAD_FILES: &[(&str, &str)] = &[
         "camera[0].id: \"tür\" cannot be a name; 1 to 64 of the characters a-z A-Z 0-9 _ - (in edgecam.toml)",
     ),
     (
+        "[[camera]]\nid = \"ws\"",
+        "camera[0].id: ws is a path of edgecam's own on the page's address; choose another name (in edgecam.toml)",
+    ),
+    (
         "[[camera]]\nid = \"a\"\nsource = \"test\"\n[[camera]]\nid = \"a\"",
         "camera[1].id: a is the id of another camera too; give each its own (in edgecam.toml)",
     ),

@@ -196,6 +196,9 @@ pub(super) fn camera(camera: CameraToml) -> Result<(CameraSettings, usize), Wron
     Ok((camera.try_into()?, max_viewers))
 }
 
+/// First parts of URLs that are not cameras' pages.
+const RESERVED: [&str; 5] = ["api", "healthz", "metrics", "whep", "ws"];
+
 impl TryFrom<CameraToml> for CameraSettings {
     type Error = Wrong;
 
@@ -205,6 +208,12 @@ impl TryFrom<CameraToml> for CameraSettings {
             return Err(Wrong::new("id", format!("every camera needs one; {NAME_RULE}")));
         }
         let id = CameraId::new(&id).map_err(|_| Wrong::new("id", format!("{id:?} cannot be a name; {NAME_RULE}")))?;
+        if RESERVED.contains(&id.as_str()) {
+            return Err(Wrong::new(
+                "id",
+                format!("{id} is a path of edgecam's own on the page's address; choose another name"),
+            ));
+        }
         let fps = whole("fps", fps, 1..=120, "pictures a second")?;
         let encoder = EncoderSettings::try_from(encoder).map_err(|wrong| wrong.within("encoder"))?;
         if u64::from(fps) * encoder.keyframe_interval.as_secs() < 2 {
