@@ -137,7 +137,7 @@ impl Rim {
                 Effect::Demand { camera, demand } => {
                     if let Some(line) = self.cameras.get(&camera) {
                         line.demand.send_replace(demand);
-                        line.counters.keyframes_asked.set(demand.keyframe);
+                        line.counters.bitrate_kbps.set(demand.bitrate.kbps().into());
                     }
                 }
             }
