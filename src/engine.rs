@@ -23,6 +23,8 @@ use crate::telemetry::Pulse;
 
 /// How long the loop rests when no timer is due.
 const LONGEST_REST: Duration = Duration::from_secs(3600);
+/// A socket that fails so often in a row will not work again in this process.
+const MOST_FAILURES: u32 = 100;
 /// What is left of a session's last words gets this long to leave the socket.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -62,17 +64,27 @@ impl Engine {
         let outgoing = Outgoing::new(counters.clone());
         let mut rim = Rim { socket, outgoing, outboxes: HashMap::new(), cameras, counters };
         let mut buffer = ReadBuffer::default();
+        let mut failures = 0;
         loop {
             let wake_at = publisher.poll_timeout().unwrap_or_else(|| now() + LONGEST_REST);
+            // Not biased: whatever floods one arm, the others get their turn.
             tokio::select! {
-                biased;
                 () = stopping.cancelled() => break,
                 () = pulse.answer() => {}
+                () = rim.socket.writable(), if rim.outgoing.has_backlog() => rim.outgoing.drain(&rim.socket),
                 () = hub.changed() => rim.handle_units(&mut publisher, &hub),
                 received = rim.socket.receive(&mut buffer, |from, to, data| {
                     let send = &mut |out| rim.outgoing.send(&out, &rim.socket);
                     publisher.handle_datagram(from, to, data, now(), send);
-                }) => received?,
+                }) => {
+                    failures = if received.is_ok() { 0 } else { failures + 1 };
+                    if let Err(error) = received {
+                        warn!(%error, "the media socket failed");
+                        if failures > MOST_FAILURES {
+                            return Err(error);
+                        }
+                    }
+                }
                 Some(inbound) = inbox.recv() => rim.handle_inbound(&mut publisher, inbound),
                 Some((camera, status)) = statuses.next() => rim.handle_status(&mut publisher, &camera, &status),
                 () = sleep_until(wake_at.into()) => {
@@ -102,7 +114,6 @@ impl Rim {
     }
 
     fn handle_inbound(&mut self, publisher: &mut Publisher, inbound: Inbound) {
-        let send = &mut |out| self.outgoing.send(&out, &self.socket);
         match inbound {
             Inbound::Request { request, outbox } => {
                 if matches!(request.signal, Signal::Offer { .. } | Signal::Restart { .. }) {
@@ -111,10 +122,12 @@ impl Rim {
                 // Those whose client is gone are swept out when a new one comes.
                 self.outboxes.retain(|_, outbox| !outbox.is_closed());
                 self.outboxes.insert(request.from.client.clone(), outbox);
+                let send = &mut |out| self.outgoing.send(&out, &self.socket);
                 publisher.handle_request(request, now(), send);
             }
             Inbound::Left { client } => {
                 self.outboxes.remove(&client);
+                let send = &mut |out| self.outgoing.send(&out, &self.socket);
                 publisher.handle_left(&client, now(), send);
             }
         }
@@ -155,6 +168,9 @@ impl Rim {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(response)) => {
                 debug!(link = ?client.link, reply = name(&response.reply), "nobody there to take it");
+                self.outboxes.remove(&client);
+                let send = &mut |out| self.outgoing.send(&out, &self.socket);
+                publisher.handle_left(&client, now(), send);
             }
             Err(mpsc::error::TrySendError::Full(_)) => {
                 warn!(link = ?client.link, "a client does not take its messages; its sessions are closed");

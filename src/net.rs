@@ -1,6 +1,7 @@
 //! The media socket: one UDP port for all viewers, datagrams of one picture sent in one call, and the addresses that
 //! viewers are told.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ const SEND_BUFFER: usize = 4 << 20;
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// The kernel takes no more in one call.
 const LARGEST_BATCH: usize = 65_000;
+/// What may wait for the network: half a second of it at 50 Mbit/s. Older pictures are of no use.
+const LARGEST_BACKLOG: usize = 3 << 20;
 /// One read takes as many; viewers send little.
 const READS: usize = 4;
 const LARGEST_READ: usize = 65_536;
@@ -47,6 +50,8 @@ pub struct MediaSocket {
     socket: UdpSocket,
     state: UdpSocketState,
     settings: MediaSettings,
+    /// This machine's addresses when it was last asked for candidates.
+    own: Vec<SocketAddr>,
     port: u16,
     is_ipv6: bool,
 }
@@ -70,7 +75,7 @@ impl MediaSocket {
         for advertised in settings.advertise.iter_mut().filter(|advertised| advertised.port() == 0) {
             advertised.set_port(port);
         }
-        Ok(Self { socket, state, settings, port, is_ipv6 })
+        Ok(Self { socket, state, settings, own: Vec::new(), port, is_ipv6 })
     }
 
     pub fn port(&self) -> u16 {
@@ -78,10 +83,15 @@ impl MediaSocket {
     }
 
     /// Where viewers can reach this socket, best first. Asked for each viewer, since interfaces come and go.
-    pub fn candidates(&self) -> Vec<SocketAddr> {
+    pub fn candidates(&mut self) -> Vec<SocketAddr> {
+        self.own = self.interface_addresses();
         if !self.settings.advertise.is_empty() {
             return self.settings.advertise.clone();
         }
+        self.own.clone()
+    }
+
+    fn interface_addresses(&self) -> Vec<SocketAddr> {
         let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
         let mut addresses: Vec<IpAddr> = interfaces
             .iter()
@@ -128,9 +138,21 @@ impl MediaSocket {
         advertised.copied().unwrap_or(SocketAddr::new(destination, self.port))
     }
 
-    fn send(&self, batch: &Batch, counters: &ViewerCounters) {
-        let (Some(to), Some(from)) = (batch.to, batch.from) else { return };
+    /// Until the kernel may have room again.
+    pub async fn writable(&self) {
+        // An error shows when something is sent.
+        let _ = self.socket.writable().await;
+    }
+
+    /// Whether the kernel took it; false: it has no room now.
+    fn send(&self, batch: &Batch, counters: &ViewerCounters) -> bool {
+        let (Some(to), Some(from)) = (batch.to, batch.from) else { return true };
         let datagrams = batch.data.len().div_ceil(batch.size.max(1)) as u64;
+        // From loopback to elsewhere the kernel says EINVAL, and quinn-udp then gives up batching for good.
+        if from.ip().is_loopback() && !self.is_on_this_machine(to.ip()) {
+            counters.packets_dropped.add(datagrams);
+            return true;
+        }
         let destination = match to.ip() {
             IpAddr::V4(ip) if self.is_ipv6 => SocketAddr::new(ip.to_ipv6_mapped().into(), to.port()),
             _ => to,
@@ -143,18 +165,29 @@ impl MediaSocket {
             // An advertised address is a router's, not ours to send from.
             src_ip: self.settings.advertise.is_empty().then_some(from.ip()),
         };
-        // Not through the runtime: it would have to see the socket writable first, and waiting is not wanted here.
+        // Not through the runtime at first: it would have to see the socket writable before.
         match self.state.try_send(UdpSockRef::from(&self.socket), &transmit) {
             Ok(()) => {
                 counters.packets_sent.add(datagrams);
                 counters.bytes_sent.add(batch.data.len() as u64);
+                true
             }
-            // A full socket buffer, or a network that is gone: NACK and keyframes mend it when it is back.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Tells the runtime, so that `writable` waits.
+                let _ = self.socket.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+                false
+            }
+            // A network that is gone: NACK and keyframes mend it when it is back.
             Err(error) => {
                 counters.packets_dropped.add(datagrams);
                 tracing::trace!(%error, "datagrams not sent");
+                true
             }
         }
+    }
+
+    fn is_on_this_machine(&self, ip: IpAddr) -> bool {
+        ip.is_loopback() || self.own.iter().any(|own| own.ip() == ip)
     }
 }
 
@@ -181,6 +214,9 @@ impl Default for ReadBuffer {
 /// Collects datagrams of one size to one viewer and sends them in one call (UDP_SEGMENT, udp(7)).
 pub struct Outgoing {
     batch: Batch,
+    /// What the kernel had no room for, oldest first.
+    backlog: VecDeque<Batch>,
+    backlog_bytes: usize,
     counters: Arc<ViewerCounters>,
 }
 
@@ -197,7 +233,7 @@ struct Batch {
 
 impl Outgoing {
     pub fn new(counters: Arc<ViewerCounters>) -> Self {
-        Self { batch: Batch { data: Vec::with_capacity(LARGEST_BATCH), ..Default::default() }, counters }
+        Self { batch: Batch::default(), backlog: VecDeque::new(), backlog_bytes: 0, counters }
     }
 
     pub fn send(&mut self, transmit: &Transmit, socket: &MediaSocket) {
@@ -219,12 +255,42 @@ impl Outgoing {
     }
 
     pub fn flush(&mut self, socket: &MediaSocket) {
-        if !self.batch.data.is_empty() {
-            socket.send(&self.batch, &self.counters);
-            self.batch.data.clear();
+        if self.batch.data.is_empty() {
+            return;
         }
+        if self.has_backlog() || !socket.send(&self.batch, &self.counters) {
+            self.put_by();
+        }
+        self.batch.data.clear();
         self.batch.to = None;
         self.batch.is_closed = false;
+    }
+
+    pub fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Sends what waits, as far as the kernel takes it.
+    pub fn drain(&mut self, socket: &MediaSocket) {
+        while let Some(batch) = self.backlog.front() {
+            if !socket.send(batch, &self.counters) {
+                return;
+            }
+            self.backlog_bytes -= batch.data.len();
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Keeps the batch for when there is room: a keyframe for many viewers is more than the kernel's buffer on a slow
+    /// network. Beyond `LARGEST_BACKLOG` it is dropped and counted.
+    fn put_by(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        if self.backlog_bytes + batch.data.len() > LARGEST_BACKLOG {
+            self.counters.packets_dropped.add(batch.data.len().div_ceil(batch.size.max(1)) as u64);
+            return;
+        }
+        self.backlog_bytes += batch.data.len();
+        self.backlog.push_back(batch);
     }
 }
 
@@ -261,8 +327,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_arrives_is_said_to_come_to_the_candidate_it_was_sent_to() {
+    async fn what_the_kernel_has_no_room_for_waits_and_is_bounded() {
         let socket = MediaSocket::bind(settings(vec![])).unwrap();
+        let receiver = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let counters = Arc::<ViewerCounters>::default();
+        let mut outgoing = Outgoing::new(counters.clone());
+        let from = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.port());
+        let to = receiver.local_addr().unwrap();
+        let batch = |bytes: usize| Batch { to: Some(to), from: Some(from), size: 1000, is_closed: false, data: vec![7; bytes] };
+        outgoing.batch = batch(LARGEST_BACKLOG - 1000);
+        outgoing.put_by();
+        outgoing.batch = batch(3000);
+        outgoing.put_by();
+        assert_eq!(counters.packets_dropped.get(), 3);
+        outgoing.backlog.clear();
+        outgoing.backlog_bytes = 0;
+        outgoing.batch = batch(1000);
+        outgoing.put_by();
+        let transmit = Transmit { from, to, data: [8; 500].as_slice().into() };
+        outgoing.send(&transmit, &socket);
+        outgoing.flush(&socket);
+        outgoing.drain(&socket);
+        let mut buffer = [0; 2000];
+        for size in [1000, 500] {
+            assert_eq!(receiver.recv(&mut buffer).await.unwrap(), size, "in the order they were made");
+        }
+        assert!(!outgoing.has_backlog());
+    }
+
+    #[tokio::test]
+    async fn what_arrives_is_said_to_come_to_the_candidate_it_was_sent_to() {
+        let mut socket = MediaSocket::bind(settings(vec![])).unwrap();
         let viewer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         viewer.send_to(b"hello", (Ipv4Addr::LOCALHOST, socket.port())).await.unwrap();
         let mut got = Vec::new();
@@ -275,7 +370,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_advertised_address_takes_the_place_of_the_interfaces() {
-        let socket = MediaSocket::bind(settings(vec!["203.0.113.5:0".parse().unwrap()])).unwrap();
+        let mut socket = MediaSocket::bind(settings(vec!["203.0.113.5:0".parse().unwrap()])).unwrap();
         let public = SocketAddr::from(([203, 0, 113, 5], socket.port()));
         assert_eq!(socket.candidates(), [public]);
         assert_eq!(socket.candidate_for(Some(Ipv4Addr::LOCALHOST.into())), public);

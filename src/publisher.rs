@@ -14,7 +14,7 @@ use crate::core::capture::Demand;
 use crate::core::counters::ViewerCounters;
 use crate::core::gop_ring::{Cursor, GopRing, Next};
 use crate::core::sessions::{Output, PeerEvent, SessionId, Sessions, SessionsSettings};
-use crate::core::signal::{CameraId, ClientId, Request, Response};
+use crate::core::signal::{CameraId, ClientId, Correlation, Request, Response};
 use crate::core::thinning::Thinning;
 use crate::core::transmit::Transmit;
 use crate::peer::{Answer, Peer, PeerSettings, Picture};
@@ -23,6 +23,9 @@ use crate::peer::{Answer, Peer, PeerSettings, Picture};
 const RING_PICTURES: usize = 64;
 /// Addresses one viewer may send from before the oldest is forgotten: its interfaces, and a few changes of network.
 const ADDRESSES: usize = 16;
+
+/// Datagrams of one viewer from addresses we never sent to: a few checks of each of its candidates.
+const STRANGERS: u32 = 1000;
 
 #[derive(Clone)]
 pub struct PublisherSettings {
@@ -57,8 +60,10 @@ struct Viewer {
     cursor: Option<Cursor>,
     thinning: Thinning,
     ice_ufrag: String,
-    /// Where we sent to, oldest first; only addresses that our ICE agent chose to answer.
+    /// Where we sent to, oldest first.
     addresses: VecDeque<SocketAddr>,
+    /// Datagrams that came from elsewhere.
+    strangers: u32,
     timeout: Option<Instant>,
 }
 
@@ -111,6 +116,12 @@ impl Publisher {
         };
         let Some(&session) = known else { return };
         if let Some(viewer) = self.viewers.get_mut(&session) {
+            if !viewer.addresses.contains(&from) {
+                viewer.strangers += 1;
+                if viewer.strangers > STRANGERS {
+                    return; // each would be one more candidate in our ICE agent, for good
+                }
+            }
             viewer.peer.handle_datagram(from, to, data, now);
             if let Some(lost) = viewer.peer.take_loss() {
                 viewer.thinning.handle_report(lost, now);
@@ -194,8 +205,8 @@ impl Publisher {
                     self.restart(session, &sdp, now);
                     self.serve(session, now, send);
                 }
-                Output::AddCandidate { session, line } => {
-                    self.add_candidate(session, &line);
+                Output::AddCandidate { session, id, line } => {
+                    self.add_candidate(session, id, &line);
                     self.serve(session, now, send);
                 }
                 Output::ClosePeer { session } => self.close(session, send),
@@ -210,7 +221,7 @@ impl Publisher {
             Ok((peer, answer)) => {
                 self.by_ufrag.insert(answer.ice_ufrag.clone(), session);
                 self.viewers.insert(session, Viewer::new(peer, camera.clone(), answer.ice_ufrag));
-                self.sessions.handle_answer(session, Ok(answer.sdp));
+                self.sessions.handle_answer(session, Ok(answer.sdp), now);
                 info!(?session, %camera, "viewer came");
             }
             Err(reason) => {
@@ -223,19 +234,19 @@ impl Publisher {
 
     fn restart(&mut self, session: SessionId, sdp: &str, now: Instant) {
         let Some(viewer) = self.viewers.get_mut(&session) else { return };
-        let answer = viewer.peer.restart(sdp, now).map(|Answer { sdp, ice_ufrag }| {
+        let answer = viewer.peer.restart(sdp, &self.settings.peers.candidates, now).map(|Answer { sdp, ice_ufrag }| {
             self.by_ufrag.remove(&viewer.ice_ufrag);
             self.by_ufrag.insert(ice_ufrag.clone(), session);
             viewer.ice_ufrag = ice_ufrag;
             sdp
         });
-        self.sessions.handle_answer(session, answer);
+        self.sessions.handle_answer(session, answer, now);
     }
 
-    fn add_candidate(&mut self, session: SessionId, line: &str) {
+    fn add_candidate(&mut self, session: SessionId, id: Correlation, line: &str) {
         let Some(viewer) = self.viewers.get_mut(&session) else { return };
         if let Err(reason) = viewer.peer.add_candidate(line) {
-            self.sessions.handle_bad_candidate(session, reason);
+            self.sessions.handle_bad_candidate(session, id, reason);
         }
     }
 
@@ -296,6 +307,7 @@ impl Viewer {
             thinning: Thinning::default(),
             ice_ufrag,
             addresses: VecDeque::new(),
+            strangers: 0,
             timeout: None,
         }
     }
@@ -321,18 +333,30 @@ impl Viewer {
 
     fn send(&mut self, session: SessionId, by_address: &mut HashMap<SocketAddr, SessionId>, send: Sender<'_>) {
         while let Some(transmit) = self.peer.poll_transmit() {
-            if self.addresses.back() != Some(&transmit.to) && !self.addresses.contains(&transmit.to) {
+            // The stream goes to the newest address, so the search is short.
+            if !self.addresses.iter().rev().any(|known| *known == transmit.to) {
                 if self.addresses.len() == ADDRESSES
                     && let Some(oldest) = self.addresses.pop_front()
+                    && by_address.get(&oldest) == Some(&session)
                 {
                     by_address.remove(&oldest);
                 }
                 self.addresses.push_back(transmit.to);
+                by_address.entry(transmit.to).or_insert(session);
+            }
+            if is_stun_success(&transmit.data) {
+                // Only who proved to know our password may take an address over from another viewer (RFC 8445, section 7.3).
                 by_address.insert(transmit.to, session);
             }
             send(transmit);
         }
     }
+}
+
+/// Whether this answers a STUN request that our ICE agent found good (RFC 8489, section 5).
+fn is_stun_success(data: &[u8]) -> bool {
+    const BINDING_SUCCESS: [u8; 2] = [0x01, 0x01];
+    data.starts_with(&BINDING_SUCCESS)
 }
 
 /// The USERNAME of a STUN request (RFC 8489, section 14.3): `ours:theirs` in ICE. `None`: not such a datagram.

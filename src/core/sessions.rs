@@ -53,9 +53,10 @@ pub enum PeerEvent {
 
 #[derive(Clone, Debug)]
 pub enum Output {
+    /// Answered by `handle_answer` or `handle_refused` before anything else happens.
     OpenPeer { session: SessionId, camera: CameraId, sdp: String },
     RestartPeer { session: SessionId, sdp: String },
-    AddCandidate { session: SessionId, line: String },
+    AddCandidate { session: SessionId, id: Correlation, line: String },
     ClosePeer { session: SessionId },
     Respond(Response),
     Demand { camera: CameraId, demand: Demand },
@@ -69,6 +70,8 @@ struct Session {
     candidates: usize,
     /// The request that is answered next.
     pending: Correlation,
+    /// Its offer was good; until then it holds its place, but nothing was done for it.
+    is_answered: bool,
 }
 
 #[derive(Debug)]
@@ -79,8 +82,12 @@ struct Camera {
     keyframe_asked_at: Option<Instant>,
     /// A keyframe that was wanted too soon after the last is asked for at this time.
     keyframe_due_at: Option<Instant>,
-    lost: bool,
+    /// Why it delivers nothing, while it does not.
+    lost: Option<String>,
 }
+
+/// A viewer who has not connected in this time may be let go for one who comes.
+const SLOW_NEGOTIATION: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct Sessions {
@@ -88,6 +95,8 @@ pub struct Sessions {
     cameras: BTreeMap<CameraId, Camera>,
     sessions: BTreeMap<SessionId, Session>,
     by_address: HashMap<Address, SessionId>,
+    /// Those between offer and connection, and when each is given up.
+    connecting: BTreeMap<SessionId, Instant>,
     outputs: VecDeque<Output>,
     counters: Arc<ViewerCounters>,
     last_id: u64,
@@ -102,6 +111,7 @@ impl Sessions {
             cameras,
             sessions: BTreeMap::new(),
             by_address: HashMap::new(),
+            connecting: BTreeMap::new(),
             outputs: VecDeque::new(),
             counters,
             last_id: 0,
@@ -114,7 +124,7 @@ impl Sessions {
         let outcome = match signal {
             Signal::Offer { camera, sdp } => self.open(&from, &id, camera, sdp, now),
             Signal::Restart { sdp } => self.restart(&from, &id, sdp),
-            Signal::Candidate { line } => self.add_candidate(&from, line),
+            Signal::Candidate { line } => self.add_candidate(&from, &id, line),
             Signal::Bye => {
                 if let Some(&session) = self.by_address.get(&from) {
                     self.close(session, CloseReason::ViewerLeft);
@@ -137,30 +147,37 @@ impl Sessions {
         self.close_all(CloseReason::LinkTooSlow, |session| session.address.client == *client);
     }
 
-    /// The outcome of `OpenPeer` or `RestartPeer`.
-    pub fn handle_answer(&mut self, session: SessionId, answer: Result<String, RejectReason>) {
+    /// The outcome of `OpenPeer` or `RestartPeer`. A failed restart leaves the session as it was.
+    pub fn handle_answer(&mut self, session: SessionId, answer: Result<String, RejectReason>, now: Instant) {
         let Some(known) = self.sessions.get_mut(&session) else { return };
-        let (to, id) = (known.address.clone(), known.pending.take());
+        let (to, id, camera) = (known.address.clone(), known.pending.take(), known.camera.clone());
+        let is_first = answer.is_ok() && !std::mem::replace(&mut known.is_answered, true);
+        if is_first {
+            self.counters.sessions_opened.add(1);
+            self.viewer_came(&camera, now);
+        }
         match answer {
-            Ok(sdp) => self.respond(to, id, Reply::Answer { sdp }),
-            Err(reason) => {
-                // A failed restart leaves the session as it was; a failed offer never made one.
-                self.respond(to, id, Reply::Rejected(reason));
-            }
+            Ok(sdp) => self.respond(to.clone(), id, Reply::Answer { sdp }),
+            Err(reason) => self.respond(to.clone(), id, Reply::Rejected(reason)),
+        }
+        if is_first && let Some(reason) = self.cameras.get(&camera).and_then(|camera| camera.lost.clone()) {
+            self.respond(to, None, Reply::Notice(Notice::CameraLost { reason }));
         }
     }
 
     /// The offer of this session could not be answered: it ends without a word but the rejection.
     pub fn handle_refused(&mut self, session: SessionId, reason: RejectReason) {
-        self.handle_answer(session, Err(reason));
+        let Some(known) = self.sessions.get_mut(&session) else { return };
+        let (to, id) = (known.address.clone(), known.pending.take());
+        self.respond(to, id, Reply::Rejected(reason));
         self.forget(session);
     }
 
     /// A trickled candidate was of no use; the session goes on.
-    pub fn handle_bad_candidate(&mut self, session: SessionId, reason: RejectReason) {
+    pub fn handle_bad_candidate(&mut self, session: SessionId, id: Correlation, reason: RejectReason) {
         if let Some(known) = self.sessions.get(&session) {
             let to = known.address.clone();
-            self.respond(to, None, Reply::Rejected(reason));
+            self.respond(to, id, Reply::Rejected(reason));
         }
     }
 
@@ -169,6 +186,7 @@ impl Sessions {
             PeerEvent::Connected => {
                 if let Some(known) = self.sessions.get_mut(&session) {
                     known.state = known.state.on(Event::Connected, now);
+                    self.connecting.remove(&session);
                 }
             }
             PeerEvent::Closed => self.close(session, CloseReason::ViewerLeft),
@@ -194,9 +212,8 @@ impl Sessions {
     /// The camera failed; its viewers stay and are told.
     pub fn handle_camera_lost(&mut self, camera: &CameraId, reason: &str) {
         if let Some(known) = self.cameras.get_mut(camera)
-            && !known.lost
+            && known.lost.replace(reason.to_owned()).is_none()
         {
-            known.lost = true;
             self.notify(camera, &Notice::CameraLost { reason: reason.to_owned() });
         }
     }
@@ -204,16 +221,17 @@ impl Sessions {
     /// The camera delivers.
     pub fn handle_camera_back(&mut self, camera: &CameraId) {
         if let Some(known) = self.cameras.get_mut(camera)
-            && known.lost
+            && known.lost.take().is_some()
         {
-            known.lost = false;
             self.notify(camera, &Notice::CameraBack);
         }
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
-        let late = |session: &Session| matches!(session.state.on(Event::Timeout, now), State::Closed(_));
-        self.close_all(CloseReason::ConnectTimeout, late);
+        if self.connecting.values().any(|&give_up_at| now >= give_up_at) {
+            let late = |session: &Session| matches!(session.state.on(Event::Timeout, now), State::Closed(_));
+            self.close_all(CloseReason::ConnectTimeout, late);
+        }
         for (id, camera) in &mut self.cameras {
             if camera.keyframe_due_at.is_some_and(|due| now >= due) && camera.want_keyframe(now, Duration::ZERO) {
                 self.outputs.push_back(Output::Demand { camera: id.clone(), demand: camera.demand });
@@ -232,8 +250,7 @@ impl Sessions {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let sessions = self.sessions.values().filter_map(|session| session.state.timeout());
-        sessions.chain(self.cameras.values().filter_map(|camera| camera.keyframe_due_at)).min()
+        self.connecting.values().copied().chain(self.cameras.values().filter_map(|camera| camera.keyframe_due_at)).min()
     }
 
     /// Sessions that hold a place with this camera.
@@ -255,30 +272,55 @@ impl Sessions {
         let Some(limit) = self.cameras.get(&camera).map(|camera| camera.settings.max_viewers) else {
             return Err(RejectReason::NoSuchCamera(camera));
         };
-        if let Some(&old) = self.by_address.get(from) {
-            // The viewer began anew: a bye to the same address would be taken for the new session's.
+        // One who begins anew takes the place of its own old session, if it can have one.
+        let old = self.by_address.get(from).copied();
+        let replaced = old.and_then(|old| self.sessions.get(&old));
+        let frees_place = replaced.is_some_and(|old| old.camera == camera);
+        if self.viewers(&camera) - usize::from(frees_place) >= limit {
+            return Err(RejectReason::Full { limit, retry_after: Duration::from_secs(10) });
+        }
+        let frees_turn = old.is_some_and(|old| self.connecting.contains_key(&old));
+        if self.connecting.len() - usize::from(frees_turn) >= self.settings.max_negotiations {
+            self.end_slowest_negotiation(now)?;
+        }
+        if let Some(old) = old {
+            // No bye: to the same address it would be taken for the new session's.
             self.count_closed(CloseReason::Replaced);
             self.outputs.push_back(Output::ClosePeer { session: old });
             self.forget(old);
         }
-        if self.viewers(&camera) >= limit {
-            return Err(RejectReason::Full { limit, retry_after: Duration::from_secs(10) });
-        }
-        let connecting = self.sessions.values().filter(|session| session.state != State::Live).count();
-        if connecting >= self.settings.max_negotiations {
-            return Err(RejectReason::Busy { retry_after: Duration::from_secs(1) });
-        }
         self.last_id += 1;
         let session = SessionId(self.last_id);
-        let state = State::Connecting { give_up_at: now + self.settings.negotiation_timeout };
-        let known =
-            Session { address: from.clone(), camera: camera.clone(), state, candidates: 0, pending: id.clone() };
+        let give_up_at = now + self.settings.negotiation_timeout;
+        let known = Session {
+            address: from.clone(),
+            camera: camera.clone(),
+            state: State::Connecting { give_up_at },
+            candidates: 0,
+            pending: id.clone(),
+            is_answered: false,
+        };
         self.sessions.insert(session, known);
         self.by_address.insert(from.clone(), session);
-        self.counters.sessions_opened.add(1);
-        self.outputs.push_back(Output::OpenPeer { session, camera: camera.clone(), sdp });
-        self.viewer_came(&camera, now);
+        self.connecting.insert(session, give_up_at);
+        if let Some(known) = self.cameras.get_mut(&camera) {
+            known.viewers += 1;
+        }
+        self.outputs.push_back(Output::OpenPeer { session, camera, sdp });
         Ok(())
+    }
+
+    /// Makes room for a newcomer: offers that nobody follows up must not keep others out.
+    fn end_slowest_negotiation(&mut self, now: Instant) -> Result<(), RejectReason> {
+        let slowest = self.connecting.iter().min_by_key(|&(_, &give_up_at)| give_up_at);
+        let started = slowest.map(|(&session, &give_up_at)| (session, give_up_at - self.settings.negotiation_timeout));
+        match started {
+            Some((session, started)) if now.saturating_duration_since(started) >= SLOW_NEGOTIATION => {
+                self.close(session, CloseReason::ConnectTimeout);
+                Ok(())
+            }
+            _ => Err(RejectReason::Busy { retry_after: Duration::from_secs(1) }),
+        }
     }
 
     fn restart(&mut self, from: &Address, id: &Correlation, sdp: String) -> Result<(), RejectReason> {
@@ -291,7 +333,7 @@ impl Sessions {
         Ok(())
     }
 
-    fn add_candidate(&mut self, from: &Address, line: String) -> Result<(), RejectReason> {
+    fn add_candidate(&mut self, from: &Address, id: &Correlation, line: String) -> Result<(), RejectReason> {
         let session = self.session_of(from)?;
         if line.is_empty() {
             return Ok(()); // the end of the viewer's candidates; ICE needs no such word to go on
@@ -303,7 +345,7 @@ impl Sessions {
             }
             known.candidates += 1;
         }
-        self.outputs.push_back(Output::AddCandidate { session, line });
+        self.outputs.push_back(Output::AddCandidate { session, id: id.clone(), line });
         Ok(())
     }
 
@@ -330,11 +372,14 @@ impl Sessions {
     fn forget(&mut self, session: SessionId) {
         let Some(known) = self.sessions.remove(&session) else { return };
         self.by_address.remove(&known.address);
+        self.connecting.remove(&session);
         if let Some(camera) = self.cameras.get_mut(&known.camera) {
             camera.viewers -= 1;
             if camera.viewers == 0 {
-                camera.demand.running = false;
                 camera.keyframe_due_at = None;
+                camera.lost = None;
+            }
+            if camera.viewers == 0 && std::mem::take(&mut camera.demand.running) {
                 self.outputs.push_back(Output::Demand { camera: known.camera, demand: camera.demand });
             }
         }
@@ -342,9 +387,7 @@ impl Sessions {
 
     fn viewer_came(&mut self, camera: &CameraId, now: Instant) {
         let Some(known) = self.cameras.get_mut(camera) else { return };
-        known.viewers += 1;
-        let starts = !known.demand.running;
-        known.demand.running = true;
+        let starts = !std::mem::replace(&mut known.demand.running, true);
         // Asked for now, it is there when the connection is.
         let asked = known.want_keyframe(now, self.settings.keyframe_gap);
         if starts || asked {
@@ -354,7 +397,7 @@ impl Sessions {
 
     fn notify(&mut self, camera: &CameraId, notice: &Notice) {
         let to: Vec<_> =
-            self.sessions.values().filter(|session| session.camera == *camera).map(|s| s.address.clone()).collect();
+            self.sessions.values().filter(|s| s.camera == *camera && s.is_answered).map(|s| s.address.clone()).collect();
         for address in to {
             self.respond(address, None, Reply::Notice(notice.clone()));
         }
@@ -374,7 +417,7 @@ impl Sessions {
 impl Camera {
     fn new(settings: ViewedCamera) -> Self {
         let demand = Demand { running: false, bitrate: settings.bitrate, keyframe: 0 };
-        Self { settings, demand, viewers: 0, keyframe_asked_at: None, keyframe_due_at: None, lost: false }
+        Self { settings, demand, viewers: 0, keyframe_asked_at: None, keyframe_due_at: None, lost: None }
     }
 
     /// Raises the demand's keyframe count, or puts it off when the last was less than `gap` ago. True: it was raised.

@@ -29,7 +29,19 @@ fn viewer(name: &str) -> Address {
     Address { client, session: SessionName::new("s").unwrap() }
 }
 
+/// What a viewer says, with its offer answered.
 fn say(sessions: &mut Sessions, name: &str, signal: Signal, now: Instant) -> Vec<Output> {
+    let mut outputs = ask(sessions, name, signal, now);
+    let session = outputs.iter().find_map(|output| if let Output::OpenPeer { session, .. } = output { Some(*session) } else { None });
+    if let Some(session) = session {
+        sessions.handle_answer(session, Ok("answer".into()), now);
+        outputs.extend(drain(sessions));
+    }
+    outputs
+}
+
+/// The same, with the offer not answered yet.
+fn ask(sessions: &mut Sessions, name: &str, signal: Signal, now: Instant) -> Vec<Output> {
     sessions.handle_signal(Request { from: viewer(name), id: Some("7".into()), signal }, now);
     drain(sessions)
 }
@@ -68,10 +80,11 @@ fn an_offer_opens_a_peer_and_starts_the_camera_with_a_keyframe() {
 #[test]
 fn the_answer_carries_the_offers_correlation() {
     let mut sessions = sessions(8);
-    let session = opened(&say(&mut sessions, "ann", offer(), Instant::now()));
-    sessions.handle_answer(session, Ok("answer".into()));
+    let now = Instant::now();
+    let session = opened(&ask(&mut sessions, "ann", offer(), now));
+    sessions.handle_answer(session, Ok("answer".into()), now);
     let outputs = drain(&mut sessions);
-    let [Output::Respond(response)] = &outputs[..] else { panic!("{outputs:?}") };
+    let Some(Output::Respond(response)) = outputs.last() else { panic!("{outputs:?}") };
     assert_eq!((response.id.as_deref(), &response.to), (Some("7"), &viewer("ann")));
 }
 
@@ -113,7 +126,52 @@ fn a_viewer_who_offers_again_gets_a_new_peer_and_no_bye_for_the_old() {
     let outputs = say(&mut sessions, "ann", offer(), now);
     assert!(matches!(outputs[0], Output::ClosePeer { session } if session == old));
     assert_ne!(opened(&outputs), old);
-    assert_eq!(replies(&outputs), [] as [&Reply; 0]);
+    assert!(matches!(replies(&outputs)[..], [Reply::Answer { .. }]));
+}
+
+#[test]
+fn a_new_offer_that_finds_no_place_leaves_the_old_session_alone() {
+    let (mut sessions, now) = (sessions(1), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    let back = Signal::Offer { camera: camera("back"), sdp: String::new() };
+    say(&mut sessions, "bob", back.clone(), now);
+    let outputs = say(&mut sessions, "ann", back, now);
+    assert!(matches!(outputs[..], [Output::Respond(_)]), "{outputs:?}");
+    assert_eq!(sessions.viewers(&camera("front")), 1);
+}
+
+#[test]
+fn offers_that_nobody_follows_up_do_not_keep_others_out_for_long() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    for name in ["m0", "m1", "m2", "m3"] {
+        say(&mut sessions, name, offer(), now);
+    }
+    let outputs = say(&mut sessions, "ann", offer(), now + Duration::from_secs(2));
+    opened(&outputs);
+    assert!(matches!(replies(&outputs)[..], [Reply::Bye(CloseReason::ConnectTimeout), Reply::Answer { .. }]));
+}
+
+#[test]
+fn who_comes_while_the_camera_is_lost_is_told_after_the_answer() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    sessions.handle_camera_lost(&camera("front"), "unplugged");
+    drain(&mut sessions);
+    let outputs = say(&mut sessions, "bob", offer(), now);
+    let lost = Reply::Notice(Notice::CameraLost { reason: "unplugged".into() });
+    assert_eq!(replies(&outputs)[1..], [&lost]);
+}
+
+#[test]
+fn a_camera_that_everybody_left_is_not_lost_to_those_who_come_later() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    sessions.handle_camera_lost(&camera("front"), "unplugged");
+    say(&mut sessions, "ann", Signal::Bye, now);
+    say(&mut sessions, "bob", offer(), now);
+    sessions.handle_camera_lost(&camera("front"), "still unplugged");
+    let lost = Reply::Notice(Notice::CameraLost { reason: "still unplugged".into() });
+    assert_eq!(replies(&drain(&mut sessions)), [&lost]);
 }
 
 #[test]
@@ -168,11 +226,11 @@ fn a_candidate_without_a_session_is_refused_and_too_many_are_too() {
 #[test]
 fn a_refused_offer_leaves_nothing_behind() {
     let (mut sessions, now) = (sessions(8), Instant::now());
-    let session = opened(&say(&mut sessions, "ann", offer(), now));
+    let session = opened(&ask(&mut sessions, "ann", offer(), now));
     sessions.handle_refused(session, RejectReason::NoCommonCodec);
     let outputs = drain(&mut sessions);
     assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::NoCommonCodec)]);
-    assert!(matches!(demands(&outputs)[..], [Demand { running: false, .. }]));
+    assert_eq!(demands(&outputs), [], "a bad offer costs those who watch no keyframe");
     assert_eq!(sessions.poll_timeout(), None);
 }
 
@@ -206,7 +264,7 @@ enum Op {
     Say(u8, SayOp),
     Left(u8),
     FullOutbox(u8),
-    Answer(u8, bool),
+    NextOfferIsGood(bool),
     Peer(u8, PeerEvent),
     Camera(bool),
     Wait(u64),
@@ -238,7 +296,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..6u8, say).prop_map(|(who, what)| Op::Say(who, what)),
         1 => (0..6u8).prop_map(Op::Left),
         1 => (0..6u8).prop_map(Op::FullOutbox),
-        3 => (0..30u8, any::<bool>()).prop_map(|(session, good)| Op::Answer(session, good)),
+        2 => any::<bool>().prop_map(Op::NextOfferIsGood),
         4 => (0..30u8, event).prop_map(|(session, event)| Op::Peer(session, event)),
         1 => any::<bool>().prop_map(Op::Camera),
         3 => (0..4000u64).prop_map(Op::Wait),
@@ -255,6 +313,7 @@ proptest! {
         let mut now = Instant::now();
         let (mut open, mut seen) = (BTreeSet::new(), BTreeSet::new());
         let mut running = BTreeMap::new();
+        let mut next_offer_is_good = true;
         let mut asked: BTreeMap<CameraId, (u64, Instant)> = BTreeMap::new();
         for op in ops.into_iter().chain([Op::ShutDown]) {
             match op {
@@ -272,14 +331,7 @@ proptest! {
                 }
                 Op::Left(who) => sessions.handle_left(&viewer(&who.to_string()).client),
                 Op::FullOutbox(who) => sessions.handle_full_outbox(&viewer(&who.to_string()).client),
-                Op::Answer(session, true) => sessions.handle_answer(SessionId(session.into()), Ok(String::new())),
-                Op::Answer(session, false) => {
-                    let session = SessionId(session.into());
-                    // Whoever carries out `OpenPeer` has no peer to close when it refuses.
-                    if open.remove(&session) {
-                        sessions.handle_refused(session, RejectReason::NoCommonCodec);
-                    }
-                }
+                Op::NextOfferIsGood(good) => next_offer_is_good = good,
                 Op::Peer(session, event) => sessions.handle_peer(SessionId(session.into()), event, now),
                 Op::Camera(true) => sessions.handle_camera_back(&camera("front")),
                 Op::Camera(false) => sessions.handle_camera_lost(&camera("front"), "gone"),
@@ -293,11 +345,17 @@ proptest! {
             while let Some(output) = sessions.poll_output() {
                 match output {
                     Output::OpenPeer { session, .. } => {
-                        prop_assert!(seen.insert(session) && open.insert(session), "{session:?} opened twice");
+                        prop_assert!(seen.insert(session), "{session:?} opened twice");
+                        if next_offer_is_good {
+                            open.insert(session);
+                            sessions.handle_answer(session, Ok(String::new()), now);
+                        } else {
+                            sessions.handle_refused(session, RejectReason::NoCommonCodec);
+                        }
                     }
                     Output::ClosePeer { session } => prop_assert!(open.remove(&session), "{session:?} was not open"),
                     Output::RestartPeer { session, .. } | Output::AddCandidate { session, .. } => {
-                        prop_assert!(open.contains(&session));
+                        prop_assert!(open.contains(&session), "{session:?} is not open");
                     }
                     Output::Demand { camera, demand } => {
                         let (count, at) = asked.get(&camera).copied().unwrap_or((0, now));

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use rtc::rtp::Packet;
 
 /// Older packets are of no use to a live picture.
 const KEPT_FOR: Duration = Duration::from_secs(1);
@@ -19,19 +19,16 @@ const REPEAT_SAVINGS: f64 = 150_000.0;
 /// A viewer asks again no sooner than this, however near it is.
 const LEAST_ROUND_TRIP: Duration = Duration::from_millis(20);
 
-#[derive(Clone, Debug)]
-pub(super) struct Sent {
-    pub(super) sequence_number: u16,
-    pub(super) timestamp: u32,
-    pub(super) marker: bool,
-    pub(super) payload: Bytes,
+#[derive(Debug)]
+struct Sent {
+    packet: Packet,
     sent_at: Instant,
 }
 
 /// What a NACK of one packet comes to.
 #[derive(Debug)]
 pub(super) enum Repeat {
-    Send(Sent),
+    Send(Packet),
     /// It was sent less than a round trip ago, or the budget is spent.
     Refused,
     /// It is not kept any more, or never was.
@@ -53,13 +50,13 @@ impl History {
     }
 
     /// Takes the next packet; its sequence number must follow the last one's.
-    pub(super) fn push(&mut self, sequence_number: u16, timestamp: u32, marker: bool, payload: Bytes, now: Instant) {
+    pub(super) fn push(&mut self, packet: Packet, now: Instant) {
         while self.sent.front().is_some_and(|first| {
             self.sent.len() >= KEPT_PACKETS || now.saturating_duration_since(first.sent_at) > KEPT_FOR
         }) {
             self.sent.pop_front();
         }
-        self.sent.push_back(Sent { sequence_number, timestamp, marker, payload, sent_at: now });
+        self.sent.push_back(Sent { packet, sent_at: now });
     }
 
     /// So many bytes of the stream went by, sent or not.
@@ -74,31 +71,37 @@ impl History {
 
     pub(super) fn repeat(&mut self, sequence_number: u16, now: Instant) -> Repeat {
         let Some(first) = self.sent.front() else { return Repeat::Gone };
-        let index = usize::from(sequence_number.wrapping_sub(first.sequence_number));
+        let index = usize::from(sequence_number.wrapping_sub(first.packet.header.sequence_number));
         let hold = self.round_trip.max(LEAST_ROUND_TRIP);
-        let Some(packet) = self.sent.get_mut(index) else { return Repeat::Gone };
+        let Some(Sent { packet, sent_at }) = self.sent.get_mut(index) else { return Repeat::Gone };
         let cost = packet.payload.len() as f64;
-        if now.saturating_duration_since(packet.sent_at) < hold || self.budget < cost {
+        if now.saturating_duration_since(*sent_at) < hold || self.budget < cost {
             return Repeat::Refused;
         }
         self.budget -= cost;
-        packet.sent_at = now;
+        *sent_at = now;
         Repeat::Send(packet.clone())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
+    use rtc::rtp::Header;
 
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
 
+    fn packet(sequence_number: u16) -> Packet {
+        Packet { header: Header { sequence_number, ..Default::default() }, payload: Bytes::from_static(&[0; 1000]) }
+    }
+
     fn history(first: u16, packets: u16, now: Instant) -> History {
         let mut history = History::new();
         for at in 0..packets {
-            history.push(first.wrapping_add(at), 0, false, Bytes::from_static(&[0; 1000]), now);
+            history.push(packet(first.wrapping_add(at)), now);
         }
         history
     }
@@ -108,7 +111,7 @@ mod tests {
         let now = Instant::now();
         let mut history = history(65530, 20, now);
         let Repeat::Send(packet) = history.repeat(3, now + 200 * MS) else { panic!("not sent") };
-        assert_eq!(packet.sequence_number, 3);
+        assert_eq!(packet.header.sequence_number, 3);
         assert!(matches!(history.repeat(65529, now + 200 * MS), Repeat::Gone));
         assert!(matches!(history.repeat(14, now + 200 * MS), Repeat::Gone));
     }
@@ -137,7 +140,7 @@ mod tests {
     fn old_packets_are_forgotten() {
         let now = Instant::now();
         let mut history = history(0, 10, now);
-        history.push(10, 0, false, Bytes::new(), now + 1001 * MS);
+        history.push(packet(10), now + 1001 * MS);
         assert!(matches!(history.repeat(9, now + 1001 * MS), Repeat::Gone));
     }
 
@@ -150,7 +153,7 @@ mod tests {
             let (mut sent, mut repeated, mut next) = (0.0, 0.0, 0u16);
             for (back, wait) in asks {
                 now += MS * wait;
-                history.push(next, 0, false, Bytes::from_static(&[0; 1000]), now);
+                history.push(packet(next), now);
                 history.earn(1000);
                 sent += 1000.0;
                 if let Repeat::Send(packet) = history.repeat(next.wrapping_sub(back), now) {

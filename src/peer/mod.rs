@@ -39,6 +39,8 @@ use crate::core::transmit::Transmit;
 pub use self::picture::Picture;
 pub use self::setup::{Identity, IdentityError, PeerSettings};
 
+/// Each is checked fifty times a second, so that a long list would be a flood; the best come first in it.
+const CHECKED_CANDIDATES: usize = 16;
 /// Handling the same timeout again sooner only burns CPU.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
 
@@ -61,6 +63,8 @@ pub struct Peer {
     fraction_lost: Option<f32>,
     reported_up_to: Option<u32>,
     connected: bool,
+    /// Candidates of the viewer that we check, of this offer.
+    checked: usize,
     counters: Arc<ViewerCounters>,
 }
 
@@ -88,27 +92,32 @@ impl Peer {
             fraction_lost: None,
             reported_up_to: None,
             connected: false,
+            checked: 0,
             counters,
         };
         let answer = peer.negotiate(offer, now)?;
         Ok((peer, answer))
     }
 
-    /// Answers an offer with new ICE credentials; pictures go on over the old path until the new one stands.
-    pub fn restart(&mut self, offer: &str, now: Instant) -> Result<Answer, RejectReason> {
+    /// Answers an offer with new ICE credentials. Pictures stop until the new path stands: the library gives up the old one.
+    pub fn restart(&mut self, offer: &str, candidates: &[SocketAddr], now: Instant) -> Result<Answer, RejectReason> {
         sdp::read_offer(offer)?;
+        self.candidates = candidates.to_vec();
+        self.checked = 0;
         self.negotiate(offer, now)
     }
 
-    /// A trickled candidate of the viewer.
+    /// A candidate of the viewer, from its offer or trickled.
     pub fn add_candidate(&mut self, line: &str) -> Result<(), RejectReason> {
-        match sdp::read_candidate(line)? {
-            RemoteCandidate::Ignored => Ok(()),
-            RemoteCandidate::Usable => self
-                .connection
-                .add_remote_candidate(RTCIceCandidateInit { candidate: line.to_owned(), ..Default::default() })
-                .map_err(|error| RejectReason::BadCandidate(error.to_string())),
+        let is_usable = sdp::read_candidate(line)? == RemoteCandidate::Usable;
+        if !is_usable || self.checked == CHECKED_CANDIDATES {
+            return Ok(()); // its own checks will show us where it is
         }
+        self.checked += 1;
+        let candidate = line.strip_prefix("a=").unwrap_or(line).to_owned();
+        self.connection
+            .add_remote_candidate(RTCIceCandidateInit { candidate, ..Default::default() })
+            .map_err(|error| RejectReason::BadCandidate(error.to_string()))
     }
 
     pub fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, data: &[u8], now: Instant) {
@@ -141,8 +150,9 @@ impl Peer {
         for (index, payload) in picture.payloads.iter().enumerate() {
             let marker = index == last;
             let header = self.stream.next_header(timestamp, marker, picture.is_keyframe(), payload);
-            self.history.push(header.sequence_number, timestamp, marker, payload.clone(), now);
-            self.write_rtp(rtp::Packet { header, payload: payload.clone() }, now);
+            let packet = rtp::Packet { header, payload: payload.clone() };
+            self.history.push(packet.clone(), now);
+            self.write_rtp(packet, now);
         }
         self.counters.units_sent.add(1);
         if let Some(report) = self.stream.report(timestamp, now) {
@@ -181,7 +191,8 @@ impl Peer {
     }
 
     fn negotiate(&mut self, offer: &str, now: Instant) -> Result<Answer, RejectReason> {
-        let offer = RTCSessionDescription::offer(offer.to_owned()).map_err(unusable)?;
+        let (offer, candidates) = sdp::take_candidates(offer)?;
+        let offer = RTCSessionDescription::offer(offer).map_err(unusable)?;
         self.connection.set_remote_description(now, offer).map_err(unusable)?;
         for (index, &address) in self.candidates.iter().enumerate() {
             let candidate = sdp::candidate_line(index, address);
@@ -193,6 +204,11 @@ impl Peer {
         self.connection.set_local_description(now, answer).map_err(unusable)?;
         let ice_ufrag = sdp::ice_ufrag(&sdp).unwrap_or_default().to_owned();
         self.stream.playout_delay_id = self.negotiated_playout_delay();
+        for line in candidates {
+            if let Err(reason) = self.add_candidate(line) {
+                debug!(%reason, "a candidate in the offer is passed over");
+            }
+        }
         Ok(Answer { sdp, ice_ufrag })
     }
 
@@ -207,7 +223,7 @@ impl Peer {
         while let Some(event) = self.connection.poll_event() {
             let RTCPeerConnectionEvent::OnConnectionStateChangeEvent(state) = event else { continue };
             match state {
-                RTCPeerConnectionState::Connected if !self.connected => {
+                RTCPeerConnectionState::Connected => {
                     self.connected = true;
                     self.events.push_back(PeerEvent::Connected);
                 }

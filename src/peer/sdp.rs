@@ -6,6 +6,8 @@ use crate::core::signal::RejectReason;
 
 /// Sections more than this are no offer of a viewer.
 const MAX_SECTIONS: usize = 16;
+/// Candidates more than this in one description are no viewer's either.
+const MAX_CANDIDATES: usize = 64;
 
 /// What the first video section of an offer allows.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,6 +61,25 @@ pub(super) fn read_offer(sdp: &str) -> Result<VideoOffer, RejectReason> {
         fmtp: best.fmtp.to_owned(),
         rtx_payload_type: rtx.map(|format| format.payload_type),
     })
+}
+
+/// The offer without its candidates, and these. `rtc` would check every one of them at once, and refuse the whole offer for
+/// an odd one; taken like trickled ones, they are counted and looked at singly.
+pub(super) fn take_candidates(offer: &str) -> Result<(String, Vec<&str>), RejectReason> {
+    let mut rest = String::with_capacity(offer.len());
+    let mut candidates = Vec::new();
+    for line in offer.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
+        if line.starts_with("a=candidate:") {
+            candidates.push(line);
+        } else {
+            rest.push_str(line);
+            rest.push_str("\r\n");
+        }
+    }
+    if candidates.len() > MAX_CANDIDATES {
+        return Err(RejectReason::TooManyCandidates(MAX_CANDIDATES));
+    }
+    Ok((rest, candidates))
 }
 
 /// The ICE user name fragment of a description: how its STUN requests are told from others' (RFC 8839, section 5.4).
@@ -234,6 +255,14 @@ mod tests {
         ] {
             assert!(refused(&sdp).contains(word), "{word}: {}", refused(&sdp));
         }
+    }
+
+    #[test]
+    fn an_offers_candidates_are_taken_out_and_too_many_refuse_it() {
+        let line = "a=candidate:1 1 udp 1 192.0.2.7 5 typ host";
+        let with = |count: usize| format!("v=0\r\n{}m=video 9 X 1\r\n", format!("{line}\r\n").repeat(count));
+        assert_eq!(take_candidates(&with(2)), Ok(("v=0\r\nm=video 9 X 1\r\n".into(), vec![line; 2])));
+        assert_eq!(take_candidates(&with(65)), Err(RejectReason::TooManyCandidates(64)));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::stream::{PLAYOUT_DELAY_URI, Stream};
 /// Checks go out as often as this until one succeeds; the library's 200 ms would be seen in every first picture.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Then an address that never answered is given up; the viewer's own checks still revive it.
-const CHECKS: u16 = 100;
+const CHECKS: u16 = 50;
 /// The library gives a silent viewer up in two steps; this is the first.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
 const CONSENT_INTERVAL: Duration = Duration::from_secs(2);
@@ -91,6 +91,8 @@ fn setting_engine(settings: &PeerSettings) -> SettingEngine {
             Some(settings.lost_after.saturating_sub(SILENT_AFTER)),
             Some(CONSENT_INTERVAL),
         )
+        // Our addresses may have changed since the first answer.
+        .with_discard_local_candidates_during_ice_restart(true)
         // Off: it would join a multicast group, and fail on a host without a route for it.
         .with_multicast_dns_mode(rtc::ice::mdns::MulticastDnsMode::Disabled)
         .build()

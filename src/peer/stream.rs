@@ -7,7 +7,6 @@ use rtc::rtcp::sender_report::SenderReport;
 use rtc::rtp::{self, header::Header};
 use tracing::debug;
 
-use super::history::Sent;
 use super::sdp::VideoOffer;
 
 const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,17 +84,25 @@ impl Stream {
         header
     }
 
-    /// A packet sent before: in the stream of repeats if the viewer takes one, else as it was.
-    pub(super) fn repeat(&mut self, packet: Sent) -> rtp::Packet {
-        let mut header = self.header(packet.sequence_number, packet.timestamp, packet.marker);
-        let Some(rtx) = &mut self.rtx else { return rtp::Packet { header, payload: packet.payload } };
-        let mut payload = BytesMut::with_capacity(2 + packet.payload.len());
-        payload.extend_from_slice(&packet.sequence_number.to_be_bytes());
-        payload.extend_from_slice(&packet.payload);
-        header.ssrc = rtx.ssrc;
-        header.payload_type = rtx.payload_type;
-        header.sequence_number = rtx.next_sequence_number;
-        rtx.next_sequence_number = rtx.next_sequence_number.wrapping_add(1);
+    /// A packet sent before: in the stream of repeats if the viewer takes one (RFC 4588, section 4), else to the bit as it
+    /// was, since SRTP must not encrypt two things under one number (RFC 3711, section 9.1).
+    pub(super) fn repeat(&mut self, packet: rtp::Packet) -> rtp::Packet {
+        let Some(rtx) = &mut self.rtx else { return packet };
+        let rtp::Packet { header: original, payload: content } = packet;
+        let mut payload = BytesMut::with_capacity(2 + content.len());
+        payload.extend_from_slice(&original.sequence_number.to_be_bytes());
+        payload.extend_from_slice(&content);
+        let sequence_number = rtx.next_sequence_number;
+        rtx.next_sequence_number = sequence_number.wrapping_add(1);
+        let header = Header {
+            version: 2,
+            marker: original.marker,
+            payload_type: rtx.payload_type,
+            sequence_number,
+            timestamp: original.timestamp,
+            ssrc: rtx.ssrc,
+            ..Default::default()
+        };
         rtp::Packet { header, payload: payload.freeze() }
     }
 
@@ -171,16 +178,22 @@ mod tests {
 
     #[test]
     fn a_repeat_goes_by_its_own_stream_and_names_the_packet_it_stands_for() {
-        let now = Instant::now();
-        let mut stream = stream(now);
-        let mut history = super::super::history::History::new();
-        history.push(0x1234, 90, true, Bytes::from_static(b"picture"), now);
-        let super::super::history::Repeat::Send(sent) = history.repeat(0x1234, now + Duration::from_secs(1)) else {
-            panic!("not sent")
-        };
-        let packet = stream.repeat(sent);
+        let mut stream = stream(Instant::now());
+        let payload = Bytes::from_static(b"picture");
+        let header = Header { sequence_number: 0x1234, ..stream.next_header(90, true, true, &payload) };
+        let packet = stream.repeat(rtp::Packet { header, payload });
         assert_eq!(&packet.payload[..], b"\x12\x34picture");
         assert_eq!((packet.header.payload_type, packet.header.timestamp, packet.header.marker), (109, 90, true));
         assert_ne!(packet.header.ssrc, stream.ssrc);
+    }
+
+    #[test]
+    fn without_a_stream_for_repeats_a_packet_goes_out_again_to_the_bit_as_it_was() {
+        let mut stream = stream(Instant::now());
+        (stream.rtx, stream.playout_delay_id) = (None, Some(5));
+        let payload = Bytes::from_static(b"picture");
+        let packet = rtp::Packet { header: stream.next_header(90, true, true, &payload), payload };
+        assert!(packet.header.extension);
+        assert_eq!(stream.repeat(packet.clone()), packet);
     }
 }
