@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,7 +39,7 @@ const INBOX: usize = 64;
 /// Stopping takes no longer.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs until the first SIGTERM or SIGINT. A second one ends the process at once, as if this program did not catch it.
+/// Runs until the first SIGTERM or SIGINT, then stops in order; a second one cuts that short.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // Bound first: a taken port is found out before a camera is touched.
     let listener = http::bind(config.listen).await?;
@@ -77,7 +77,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let router = web::router().merge(signaling::router(links)).merge(about);
 
     tasks.spawn_blocking(camera::prepare);
-    let engine = tasks.spawn(engine.run(stopping.engine.clone()));
+    let mut engine = tasks.spawn(engine.run(stopping.engine.clone()));
     for (settings, part) in config.cameras.iter().zip(&parts.cameras) {
         tasks.spawn(part.run(settings.clone(), parts.hub.clone(), stopping.cameras.clone()));
     }
@@ -96,12 +96,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Nobody is left to tell when stdout is closed.
     let _ = writeln!(io::stdout(), "edgecam: open {}", page_url(page));
 
-    let outcome = watch(engine, &stopping).await;
+    let mut signals = Signals::new()?;
+    let outcome = tokio::select! {
+        outcome = &mut engine => ended_early(outcome),
+        () = signals.next() => Ok(()),
+    };
+    info!("stopping");
     telemetry::stopping();
     parts.reasons.report("stopping");
-    stopping.engine.cancel();
-    stopping.stop_the_rest(&tasks).await;
-    outcome
+    tokio::select! {
+        () = stopping.stop(engine, &tasks) => outcome,
+        () = signals.next() => anyhow::bail!("told twice to stop"),
+    }
 }
 
 /// What is told to stop, in this order: the engine says bye through links that still run, then cameras and links go.
@@ -113,7 +119,11 @@ struct Stopping {
 }
 
 impl Stopping {
-    async fn stop_the_rest(&self, tasks: &TaskTracker) {
+    async fn stop(&self, engine: Running, tasks: &TaskTracker) {
+        self.engine.cancel();
+        if !engine.is_finished() {
+            let _ = tokio::time::timeout(GRACE, engine).await;
+        }
         self.cameras.cancel();
         self.links.cancel();
         tasks.close();
@@ -222,24 +232,31 @@ fn publisher(config: &Config, counters: Arc<ViewerCounters>) -> anyhow::Result<P
     Ok(Publisher::new(PublisherSettings { sessions: config.sessions.clone(), peers }, counters))
 }
 
-/// Waits for a signal to stop, or for the engine, which must not end by itself.
-async fn watch(mut engine: tokio::task::JoinHandle<io::Result<()>>, stopping: &Stopping) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    tokio::select! {
-        ended = &mut engine => {
-            ended.context("the engine panicked")?.context("the engine's socket failed")?;
-            anyhow::bail!("the engine ended by itself; this is a defect of edgecam");
-        }
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+type Running = tokio::task::JoinHandle<io::Result<()>>;
+
+/// The engine must not end by itself.
+fn ended_early(outcome: Result<io::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
+    outcome.context("the engine panicked")?.context("the media socket failed")?;
+    anyhow::bail!("the engine ended by itself; this is a defect of edgecam")
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
-    info!("stopping");
-    stopping.engine.cancel();
-    tokio::select! {
-        _ = engine => Ok(()),
-        _ = terminate.recv() => anyhow::bail!("told twice to stop"),
-        _ = interrupt.recv() => anyhow::bail!("told twice to stop"),
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 

@@ -75,6 +75,7 @@ impl Hub {
 impl Queue {
     fn push(&mut self, delivery: Delivery) {
         if self.units.len() == CAPACITY {
+            tracing::warn!("the engine is stuck: pictures are thrown away up to the next keyframe");
             self.units.clear();
             self.broken = true;
         }

@@ -47,7 +47,11 @@ fn run(sources: &Sources) -> anyhow::Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    runtime()?.block_on(edgecam::app::run(config))
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(edgecam::app::run(config));
+    // A camera's driver that hangs in a thread must not keep us.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Makes sure that these variables stand in the environment. A process cannot safely set them while it runs, so it starts over;

@@ -174,7 +174,8 @@ impl MediaSocket {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // Tells the runtime, so that `writable` waits.
-                let _ = self.socket.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+                let _ =
+                    self.socket.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
                 false
             }
             // A network that is gone: NACK and keyframes mend it when it is back.
@@ -334,7 +335,8 @@ mod tests {
         let mut outgoing = Outgoing::new(counters.clone());
         let from = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.port());
         let to = receiver.local_addr().unwrap();
-        let batch = |bytes: usize| Batch { to: Some(to), from: Some(from), size: 1000, is_closed: false, data: vec![7; bytes] };
+        let batch =
+            |bytes: usize| Batch { to: Some(to), from: Some(from), size: 1000, is_closed: false, data: vec![7; bytes] };
         outgoing.batch = batch(LARGEST_BACKLOG - 1000);
         outgoing.put_by();
         outgoing.batch = batch(3000);

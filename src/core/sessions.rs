@@ -54,12 +54,28 @@ pub enum PeerEvent {
 #[derive(Clone, Debug)]
 pub enum Output {
     /// Answered by `handle_answer` or `handle_refused` before anything else happens.
-    OpenPeer { session: SessionId, camera: CameraId, sdp: String },
-    RestartPeer { session: SessionId, sdp: String },
-    AddCandidate { session: SessionId, id: Correlation, line: String },
-    ClosePeer { session: SessionId },
+    OpenPeer {
+        session: SessionId,
+        camera: CameraId,
+        sdp: String,
+    },
+    RestartPeer {
+        session: SessionId,
+        sdp: String,
+    },
+    AddCandidate {
+        session: SessionId,
+        id: Correlation,
+        line: String,
+    },
+    ClosePeer {
+        session: SessionId,
+    },
     Respond(Response),
-    Demand { camera: CameraId, demand: Demand },
+    Demand {
+        camera: CameraId,
+        demand: Demand,
+    },
 }
 
 #[derive(Debug)]
@@ -396,8 +412,12 @@ impl Sessions {
     }
 
     fn notify(&mut self, camera: &CameraId, notice: &Notice) {
-        let to: Vec<_> =
-            self.sessions.values().filter(|s| s.camera == *camera && s.is_answered).map(|s| s.address.clone()).collect();
+        let to: Vec<_> = self
+            .sessions
+            .values()
+            .filter(|s| s.camera == *camera && s.is_answered)
+            .map(|s| s.address.clone())
+            .collect();
         for address in to {
             self.respond(address, None, Reply::Notice(notice.clone()));
         }

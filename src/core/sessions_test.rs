@@ -32,7 +32,9 @@ fn viewer(name: &str) -> Address {
 /// What a viewer says, with its offer answered.
 fn say(sessions: &mut Sessions, name: &str, signal: Signal, now: Instant) -> Vec<Output> {
     let mut outputs = ask(sessions, name, signal, now);
-    let session = outputs.iter().find_map(|output| if let Output::OpenPeer { session, .. } = output { Some(*session) } else { None });
+    let session = outputs
+        .iter()
+        .find_map(|output| if let Output::OpenPeer { session, .. } = output { Some(*session) } else { None });
     if let Some(session) = session {
         sessions.handle_answer(session, Ok("answer".into()), now);
         outputs.extend(drain(sessions));
