@@ -27,9 +27,9 @@ const FLOORS: [(&str, u8); 16] = [
 
 /// Outside libraries that only these files may name.
 const HOMES: [(&str, &[&str]); 18] = [
-    ("gstreamer", &["camera/pipeline.rs", "camera/encoder.rs"]),
-    ("gstreamer_app", &["camera/pipeline.rs"]),
-    ("gstreamer_video", &["camera/pipeline.rs"]),
+    ("gstreamer", &["camera/pipeline.rs", "camera/encoder/"]),
+    ("gstreamer_app", &["camera/pipeline.rs", "camera/encoder/"]),
+    ("gstreamer_video", &["camera/pipeline.rs", "camera/encoder/"]),
     ("v4l", &["camera/device.rs"]),
     ("rtc", &["peer/", "probe/"]),
     ("webrtc", &["probe/"]),

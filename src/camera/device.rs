@@ -269,22 +269,29 @@ pub enum ControlProblem {
     NotTold { path: PathBuf, error: io::Error },
 }
 
-/// Who has a file open, as "name (pid 123)". Sees only what `/proc` shows to edgecam's user; not edgecam itself.
+/// Which other programs have a file open, as "name (pid 123)". Sees only what `/proc` shows to edgecam's user.
 pub fn holders(path: &Path) -> Vec<String> {
-    let Ok(wanted) = fs::canonicalize(path) else { return Vec::new() };
     let myself = std::process::id().to_string();
-    let holds =
-        |process: &Path| paths_in(&process.join("fd")).any(|fd| fs::read_link(fd).is_ok_and(|target| target == wanted));
     paths_in(Path::new("/proc"))
         .filter_map(|process| {
             let pid = process.file_name()?.to_str()?.to_owned();
             let is_other = pid.bytes().all(|byte| byte.is_ascii_digit()) && pid != myself;
-            (is_other && holds(&process)).then(|| {
+            (is_other && holds(&process, path)).then(|| {
                 let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
                 format!("{} (pid {pid})", name.trim())
             })
         })
         .collect()
+}
+
+/// Whether this process has a file open.
+pub fn is_held_by_us(path: &Path) -> bool {
+    holds(Path::new("/proc/self"), path)
+}
+
+fn holds(process: &Path, path: &Path) -> bool {
+    let Ok(wanted) = fs::canonicalize(path) else { return false };
+    paths_in(&process.join("fd")).any(|fd| fs::read_link(fd).is_ok_and(|target| target == wanted))
 }
 
 /// One line about what there is, for whoever did not find what he looked for.
@@ -507,6 +514,7 @@ mod tests {
     fn who_holds_a_file_is_found() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(holders(file.path()), Vec::<String>::new());
+        assert!(is_held_by_us(file.path()));
         let mut tail = std::process::Command::new("tail").arg("-f").arg(file.path()).spawn().unwrap();
         let pid = format!("tail (pid {})", tail.id());
         while !holders(file.path()).contains(&pid) {

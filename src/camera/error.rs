@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::device;
 use super::encoder::EncoderError;
 use super::input::ChoiceError;
 
@@ -20,6 +21,8 @@ pub enum SourceError {
     NoPermission { path: PathBuf },
     #[error("{} is in use{}; stop the other program or choose another camera", path.display(), held_by(holders))]
     Busy { path: PathBuf, holders: Vec<String> },
+    #[error("{} is still held by an attempt of edgecam's own that failed; restart edgecam", path.display())]
+    Stuck { path: PathBuf },
     #[error("{} is no camera: {why}; `edgecam devices` lists what can be used", path.display())]
     NoCamera { path: PathBuf, why: String },
     #[error("{} cannot be read", path.display())]
@@ -39,6 +42,9 @@ pub enum SourceError {
     Pipeline { element: String, message: String, detail: String },
     #[error("no first picture within {} s; unplug the camera and plug it in again if this stays", within.as_secs())]
     NoPicture { within: Duration },
+    /// Raw pictures came in, none came out.
+    #[error("the encoder gave no picture within {} s; another one is tried", within.as_secs())]
+    EncoderSilent { within: Duration },
     #[error("{} cannot be read; `source = \"clip:…\"` needs a file with an H.264 byte stream", path.display())]
     ClipUnreadable { path: PathBuf, source: io::Error },
     #[error(
@@ -59,11 +65,19 @@ impl SourceError {
         match error.kind() {
             io::ErrorKind::NotFound => Self::Missing { path, seen: seen() },
             io::ErrorKind::PermissionDenied => Self::NoPermission { path },
-            io::ErrorKind::ResourceBusy => Self::Busy { holders: super::device::holders(&path), path },
+            io::ErrorKind::ResourceBusy => Self::busy(path),
             // ENODEV, ENXIO: the node stands, the device behind it is gone.
             _ if matches!(error.raw_os_error(), Some(19 | 6)) => Self::Missing { path, seen: seen() },
             _ => Self::Device { path, source: error },
         }
+    }
+
+    /// Somebody has the device; who, is looked up.
+    pub(super) fn busy(path: PathBuf) -> Self {
+        if device::is_held_by_us(&path) {
+            return Self::Stuck { path };
+        }
+        Self::Busy { holders: device::holders(&path), path }
     }
 
     /// The whole chain of causes in one line, for people.

@@ -12,8 +12,6 @@ pub mod pipeline;
 pub mod report;
 pub mod test_source;
 
-#[cfg(test)]
-mod encoding_tests;
 mod error;
 mod open;
 mod task;
@@ -179,6 +177,11 @@ impl Feed {
         self.counters.keyframes_captured.add(u64::from(is_keyframe));
         *self.last_unit.lock().unwrap_or_else(PoisonError::into_inner) = now();
         (self.sink)(AccessUnit { captured_at, is_keyframe, data });
+    }
+
+    /// How long ago the last picture came.
+    fn silence(&self) -> Duration {
+        now().saturating_duration_since(*self.last_unit.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The source is broken. What it says after its first failure is of no interest.

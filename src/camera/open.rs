@@ -109,6 +109,7 @@ impl Opener {
                     return Ok(Opened { source: Box::new(pipeline), stream });
                 }
                 Err(error) if choice.kind == Kind::V4l2 && may_be_the_encoder(&error) => {
+                    encoder::doubt(choice.kind);
                     let error = error.in_full();
                     if copies {
                         warn!(error, "the hardware encoder failed, trying software");
@@ -201,7 +202,7 @@ fn first_camera(wanted: &Wanted) -> Result<PathBuf, SourceError> {
 
 /// Whether a graph's failure may be the encoder's fault, so that another one could help.
 fn may_be_the_encoder(error: &SourceError) -> bool {
-    matches!(error, SourceError::Pipeline { .. } | SourceError::Graph(_) | SourceError::NoPicture { .. })
+    matches!(error, SourceError::Pipeline { .. } | SourceError::Graph(_) | SourceError::EncoderSilent { .. })
 }
 
 fn stream(source: &str, picture: Picture, encoder: &str, encoder_reason: String) -> Stream {

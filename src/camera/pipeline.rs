@@ -25,7 +25,7 @@ use gstreamer_video::prelude::*;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, warn};
 
-use super::encoder::{EncodeSettings, Encoder, Kind, Picture};
+use super::encoder::{self, EncodeSettings, Encoder, Kind, Picture};
 use super::input::{Choice, Encoding, FourCc};
 use super::test_source::Canvas;
 use super::{Feed, SourceError, VideoSource, device, now};
@@ -34,6 +34,8 @@ use crate::core::annex_b::Contents;
 
 /// How long a source may take from its start to its first picture.
 const FIRST_PICTURE_WITHIN: Duration = Duration::from_secs(5);
+/// A source that is stopped after so long without a picture was stopped for it.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// What a graph is to be made of.
 #[derive(Clone, Debug)]
@@ -166,9 +168,18 @@ impl Running {
                 },
                 None if start.is_err() => return Err(SourceError::Graph("it does not start".into())),
                 None if stopping.is_cancelled() => return Err(SourceError::Stopping),
-                None if now() >= give_up_at => return Err(SourceError::NoPicture { within: FIRST_PICTURE_WITHIN }),
+                None if now() >= give_up_at => return Err(self.silent()),
                 None => {}
             }
+        }
+    }
+
+    /// Whose fault it is that no picture came.
+    fn silent(&self) -> SourceError {
+        let within = FIRST_PICTURE_WITHIN;
+        match &self.encoder {
+            Some(encoder) if encoder.was_fed() => SourceError::EncoderSilent { within },
+            _ => SourceError::NoPicture { within },
         }
     }
 
@@ -180,13 +191,25 @@ impl Running {
             let Some(message) = self.bus.timed_pop_filtered(gst::ClockTime::NONE, &kinds) else { continue };
             match message.view() {
                 gst::MessageView::Application(_) => self.fulfil(wishes),
-                gst::MessageView::Error(error) => self.feed.failed(self.failure(error)),
+                gst::MessageView::Error(error) => {
+                    self.doubt_encoder();
+                    self.feed.failed(self.failure(error));
+                }
                 gst::MessageView::Eos(_) => self.feed.failed(ended()),
                 gst::MessageView::Warning(warning) => {
                     debug!(element = %name_of(warning.src()), message = %warning.error(), "GStreamer warns");
                 }
                 _ => {}
             }
+        }
+        if self.feed.silence() > SILENCE {
+            self.doubt_encoder();
+        }
+    }
+
+    fn doubt_encoder(&self) {
+        if let Some(encoder) = &self.encoder {
+            encoder::doubt(encoder.kind());
         }
     }
 
@@ -207,20 +230,18 @@ impl Running {
 
     /// What an error on the bus means for the owner.
     fn failure(&self, error: &gst::message::Error) -> SourceError {
-        let (element, message) = (name_of(error.src()), error.error());
-        let detail = error.debug().unwrap_or_default();
-        // The first line says where in GStreamer's source it happened, the second what the system said.
-        let detail = detail.lines().nth(1).unwrap_or(&detail).to_owned();
+        let element = name_of(error.src());
+        let [message, detail] = words(error);
         let is_camera = error.src().is_some_and(|src| src.type_().name() == "GstV4l2Src");
         if let Some(path) = self.device.clone().filter(|_| is_camera) {
-            if message.kind::<gst::ResourceError>() == Some(gst::ResourceError::Busy) || detail.contains("busy") {
-                return SourceError::Busy { holders: device::holders(&path), path };
+            if error.error().kind::<gst::ResourceError>() == Some(gst::ResourceError::Busy) || detail.contains("busy") {
+                return SourceError::busy(path);
             }
             if !path.exists() || detail.contains("No such device") {
                 return SourceError::Missing { path, seen: device::seen() };
             }
         }
-        SourceError::Pipeline { element, message: message.message().trim_end_matches('.').to_owned(), detail }
+        SourceError::Pipeline { element, message, detail }
     }
 }
 
@@ -231,6 +252,14 @@ impl Drop for Running {
             warn!(%error, "the pipeline does not stop");
         }
     }
+}
+
+/// What an error says to people, and what it says to experts.
+pub(super) fn words(error: &gst::message::Error) -> [String; 2] {
+    let detail = error.debug().unwrap_or_default();
+    // The first line says where in GStreamer's source it happened, the second what the system said.
+    let detail = detail.lines().nth(1).unwrap_or(&detail).to_owned();
+    [error.error().message().trim_end_matches('.').to_owned(), detail]
 }
 
 fn ended() -> SourceError {

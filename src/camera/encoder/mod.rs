@@ -1,24 +1,29 @@
 //! Which H.264 encoder this machine has: asked of GStreamer, tried with a short encode, and used within its limits.
 //!
-//! All encoders give constrained baseline without B pictures, so that every browser decodes each picture as it comes.
+//! How each is treated in a pipeline says [`element`]. All give constrained baseline without B pictures, so that every browser decodes each picture as it comes.
+
+mod element;
+#[cfg(test)]
+mod encoding_tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
-use gstreamer_video as gst_video;
 use serde::Serialize;
 use tracing::{debug, info, warn};
 
 use super::input::Rate;
-use super::{Prefer, SourceError, device};
+use super::{Prefer, SourceError, device, now, pipeline};
 use crate::core::access_unit::Bitrate;
 use crate::core::annex_b::{Contents, Sps};
+
+pub(super) use element::{EncodeSettings, Encoder};
 
 /// An encoder that edgecam knows how to treat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,7 +83,7 @@ pub struct EncoderReport {
 
 /// Tries the encoders from the best on until one works, and remembers it. Blocks for up to some seconds.
 pub fn prepare() {
-    if let Err(error) = super::pipeline::init() {
+    if let Err(error) = pipeline::init() {
         warn!(error = error.in_full(), "no GStreamer");
         return;
     }
@@ -94,7 +99,7 @@ pub fn prepare() {
 /// # Errors
 /// When GStreamer does not start.
 pub fn survey() -> Result<Vec<EncoderReport>, SourceError> {
-    super::pipeline::init()?;
+    pipeline::init()?;
     Ok(Kind::ALL
         .into_iter()
         .map(|kind| {
@@ -115,7 +120,7 @@ pub(super) struct Picture {
 
 /// Picks the best working encoder for a picture. Blocks when an encoder was not tried before.
 pub(super) fn choose(prefer: Prefer, picture: Picture) -> Result<EncoderChoice, SourceError> {
-    super::pipeline::init()?;
+    pipeline::init()?;
     Ok(choose_by(prefer, picture, test)?)
 }
 
@@ -189,14 +194,19 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Outcomes stand for the life of the process. An encoder that was missing is looked for again.
-static OUTCOMES: Mutex<BTreeMap<Kind, Outcome>> = Mutex::new(BTreeMap::new());
+/// What was tried, and when. An encoder that was missing is looked for again each time.
+static OUTCOMES: Mutex<BTreeMap<Kind, (Outcome, Instant)>> = Mutex::new(BTreeMap::new());
+
+/// How long a failed encoder is left alone. A firmware that came back is found in the end.
+const FAILURE_STANDS_FOR: Duration = Duration::from_secs(600);
 
 fn test(kind: Kind) -> Outcome {
     // Held over the test: whoever asks meanwhile needs its outcome, not a second test beside it.
     let mut outcomes = OUTCOMES.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = outcomes.get(&kind) {
-        return known.clone();
+    match outcomes.get(&kind) {
+        Some((Outcome::Works, _)) => return Outcome::Works,
+        Some((known, at)) if now().saturating_duration_since(*at) < FAILURE_STANDS_FOR => return known.clone(),
+        _ => {}
     }
     let outcome = match find(kind) {
         None => return Outcome::Missing,
@@ -206,8 +216,18 @@ fn test(kind: Kind) -> Outcome {
         },
     };
     debug!(encoder = kind.name(), ?outcome, "encoder tried");
-    outcomes.insert(kind, outcome.clone());
+    outcomes.insert(kind, (outcome.clone(), now()));
     outcome
+}
+
+/// A pipeline with this encoder failed: it is tried again before it gets a camera's pictures.
+///
+/// That is also the way to find out without harm: an encoder that does not start never gives back the picture it was given
+/// (GStreamer 1.22), and with a picture of the camera's the camera would stay open.
+pub(super) fn doubt(kind: Kind) {
+    if kind == Kind::V4l2 {
+        OUTCOMES.lock().unwrap_or_else(PoisonError::into_inner).remove(&kind);
+    }
 }
 
 fn find(kind: Kind) -> Option<gst::ElementFactory> {
@@ -266,7 +286,7 @@ fn test_graph(
     kind: Kind,
     settings: &EncodeSettings,
 ) -> Result<(gst_app::AppSink, Encoder), SourceError> {
-    use super::pipeline::{add_and_link, element, raw_caps};
+    use pipeline::{add_and_link, element, raw_caps};
 
     let source = element("videotestsrc")?;
     source.set_property("num-buffers", TEST_PICTURES);
@@ -274,7 +294,7 @@ fn test_graph(
     raw.set_property("caps", raw_caps("I420", &settings.picture));
     let convert = element("videoconvert")?;
     let encoder = Encoder::new(kind, settings)?;
-    let parts = [vec![source, raw, convert], encoder.elements(), super::pipeline::parser()?].concat();
+    let parts = [vec![source, raw, convert], encoder.elements(), pipeline::parser()?].concat();
     let sink = gst_app::AppSink::builder().sync(false).build();
     add_and_link(pipeline, parts, sink.upcast_ref())?;
     Ok((sink, encoder))
@@ -284,7 +304,7 @@ fn judge(pipeline: &gst::Pipeline, sink: &gst_app::AppSink) -> Result<(), String
     let failure = |pipeline: &gst::Pipeline| {
         let message = pipeline.bus().and_then(|bus| bus.pop_filtered(&[gst::MessageType::Error]));
         match message.as_ref().map(|message| message.view()) {
-            Some(gst::MessageView::Error(error)) => format!("{} {}", error.error(), error.debug().unwrap_or_default()),
+            Some(gst::MessageView::Error(error)) => pipeline::words(error).join(", "),
             _ => format!("no picture within {} s", TEST_PATIENCE.seconds()),
         }
     };
@@ -303,195 +323,6 @@ fn judge(pipeline: &gst::Pipeline, sink: &gst_app::AppSink) -> Result<(), String
         sink.try_pull_sample(TEST_PATIENCE).ok_or_else(|| failure(pipeline))?;
     }
     Ok(())
-}
-
-/// What an encoder is started with.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct EncodeSettings {
-    pub(super) picture: Picture,
-    pub(super) bitrate: Bitrate,
-    pub(super) keyframe_interval: Duration,
-}
-
-impl EncodeSettings {
-    /// The keyframe interval in pictures.
-    fn pictures_per_keyframe(&self) -> u32 {
-        let pictures = self.keyframe_interval.as_secs_f64() * self.picture.rate.as_f64();
-        // With an interval of 1 the Pi's encoder hangs: <https://github.com/raspberrypi/linux/issues/4740>
-        (pictures.round() as u32).max(2)
-    }
-}
-
-/// An encoder in a pipeline.
-#[derive(Clone, Debug)]
-pub(super) struct Encoder {
-    kind: Kind,
-    /// Stands before a hardware encoder.
-    input: Option<gst::Element>,
-    element: gst::Element,
-    output: gst::Element,
-}
-
-impl Encoder {
-    pub(super) fn new(kind: Kind, settings: &EncodeSettings) -> Result<Self, SourceError> {
-        let missing = |_| SourceError::NoElement { name: kind.name(), package: kind.package() };
-        let element = gst::ElementFactory::make(kind.name()).build().map_err(missing)?;
-        let output = super::pipeline::element("capsfilter")?;
-        let input = (kind == Kind::V4l2).then(|| super::pipeline::element("identity")).transpose()?;
-        let encoder = Self { kind, input, element, output };
-        match kind {
-            Kind::V4l2 => encoder.set_up_v4l2(settings),
-            Kind::X264 => encoder.set_up_x264(settings),
-            Kind::OpenH264 => encoder.set_up_openh264(settings),
-        }
-        Ok(encoder)
-    }
-
-    /// What is linked into the pipeline, in this order.
-    pub(super) fn elements(&self) -> Vec<gst::Element> {
-        self.input.iter().chain([&self.element, &self.output]).cloned().collect()
-    }
-
-    pub(super) fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Takes pictures as DMABUFs, so that none is copied. Only hardware can.
-    pub(super) fn import_dmabuf(&self) {
-        self.element.set_property_from_str("output-io-mode", "dmabuf-import");
-        if let Some(input) = &self.input {
-            input.set_property("drop-allocation", false);
-        }
-    }
-
-    /// Raw formats it takes, in GStreamer's words.
-    pub(super) fn takes(&self, format: &str) -> bool {
-        let Some(pad) = self.element.static_pad("sink") else { return false };
-        let wanted = gst::Caps::builder("video/x-raw").field("format", format).build();
-        pad.pad_template_caps().can_intersect(&wanted)
-    }
-
-    /// Takes effect with one of the next pictures. May wait for the driver.
-    pub(super) fn set_bitrate(&self, bitrate: Bitrate) {
-        match self.kind {
-            Kind::V4l2 => {
-                // Set on an open device, these reach the driver at once; those not named keep their values.
-                let controls =
-                    gst::Structure::builder("controls").field("video_bitrate", v4l2_bitrate(bitrate)).build();
-                self.element.set_property("extra-controls", controls);
-            }
-            Kind::X264 => self.element.set_property("bitrate", bitrate.kbps().max(1)),
-            Kind::OpenH264 => {
-                let bits = bits_per_second(bitrate);
-                // The limit never lies below the target, not even between the two calls.
-                if bits > self.element.property::<u32>("max-bitrate") {
-                    self.element.set_property("max-bitrate", bits);
-                    self.element.set_property("bitrate", bits);
-                } else {
-                    self.element.set_property("bitrate", bits);
-                    self.element.set_property("max-bitrate", bits);
-                }
-            }
-        }
-    }
-
-    /// Makes one of the next pictures a keyframe. May wait for the driver.
-    pub(super) fn request_keyframe(&self) {
-        match self.kind {
-            // gstv4l2videoenc.c never looks at a frame's force-keyframe flag: the event would be in vain.
-            Kind::V4l2 => {
-                let controls = gst::Structure::builder("controls").field("force_key_frame", 1i32).build();
-                self.element.set_property("extra-controls", controls);
-            }
-            Kind::X264 | Kind::OpenH264 => {
-                let event = gst_video::UpstreamForceKeyUnitEvent::builder().all_headers(true).build();
-                let sent = self.element.static_pad("src").is_some_and(|pad| pad.send_event(event));
-                if !sent {
-                    debug!(encoder = self.kind.name(), "the encoder did not take the request for a keyframe");
-                }
-            }
-        }
-    }
-
-    fn set_up_v4l2(&self, settings: &EncodeSettings) {
-        // Its own buffers are not offered upstream: in GStreamer 1.22 to 1.24 an encoder whose buffers were filled by somebody
-        // else is never freed, and keeps its device open (docs/decisions/0103).
-        if let Some(input) = &self.input {
-            input.set_property("drop-allocation", true);
-        }
-        let keyframes = i32::try_from(settings.pictures_per_keyframe()).unwrap_or(i32::MAX);
-        // Names as GStreamer makes them of the driver's; those a driver does not have are only warned about.
-        let controls = gst::Structure::builder("controls")
-            .field("repeat_sequence_header", 1i32)
-            .field("h264_i_frame_period", keyframes)
-            .field("video_gop_size", keyframes)
-            .field("video_bitrate", v4l2_bitrate(settings.bitrate))
-            .build();
-        self.element.set_property("extra-controls", controls);
-        // Without a level the Pi's encoder does not start: <https://github.com/raspberrypi/linux/issues/3974>
-        let level = level(&settings.picture);
-        self.set_output_caps(gst::Caps::builder("video/x-h264").field("level", level));
-    }
-
-    fn set_up_x264(&self, settings: &EncodeSettings) {
-        let Picture { width, height, rate } = settings.picture;
-        let is_small = f64::from(width) * f64::from(height) * rate.as_f64() <= 1280.0 * 720.0 * 30.0;
-        // Up to 720p30 one thread and the better preset take a few milliseconds a picture; above it, slices on all cores and the
-        // quickest preset keep the time short. Never frame threads, that is sliced-threads=false: they hold two pictures back.
-        let (preset, threads) = if is_small { ("superfast", 1u32) } else { ("ultrafast", 0) };
-        self.element.set_property_from_str("speed-preset", preset);
-        self.element.set_property_from_str("tune", "zerolatency");
-        self.element.set_property("threads", threads);
-        self.element.set_property("bframes", 0u32);
-        self.element.set_property("key-int-max", settings.pictures_per_keyframe());
-        self.element.set_property("bitrate", settings.bitrate.kbps().max(1));
-        self.element.set_property("aud", false);
-        self.set_output_caps(gst::Caps::builder("video/x-h264"));
-    }
-
-    fn set_up_openh264(&self, settings: &EncodeSettings) {
-        let bits = bits_per_second(settings.bitrate);
-        // Its default rate control ignores the bitrate, and its scene detection makes keyframes twice a second.
-        self.element.set_property_from_str("rate-control", "bitrate");
-        self.element.set_property_from_str("complexity", "low");
-        self.element.set_property("scene-change-detection", false);
-        self.element.set_property("enable-frame-skip", true);
-        self.element.set_property("gop-size", settings.pictures_per_keyframe());
-        self.element.set_property("max-bitrate", bits);
-        self.element.set_property("bitrate", bits);
-        self.set_output_caps(gst::Caps::builder("video/x-h264"));
-    }
-
-    fn set_output_caps(&self, caps: gst::caps::Builder<gst::caps::NoFeature>) {
-        let caps = caps
-            .field("profile", "constrained-baseline")
-            .field("stream-format", "byte-stream")
-            .field("alignment", "au")
-            .build();
-        self.output.set_property("caps", caps);
-    }
-}
-
-/// The driver's range and steps: 25 kbit/s to 25 Mbit/s by 25 kbit/s (bcm2835-v4l2-codec.c).
-fn v4l2_bitrate(bitrate: Bitrate) -> i32 {
-    let kbps = bitrate.kbps().clamp(25, 25_000);
-    i32::try_from(kbps / 25 * 25_000).unwrap_or(25_000_000)
-}
-
-fn bits_per_second(bitrate: Bitrate) -> u32 {
-    u32::try_from(bitrate.bits_per_second()).unwrap_or(u32::MAX)
-}
-
-/// The lowest level that fits (ITU-T H.264, table A-1), but not below 4: with a lower one the Pi's encoder was seen to
-/// hang (<https://github.com/raspberrypi/linux/issues/4906>).
-fn level(Picture { width, height, rate }: &Picture) -> &'static str {
-    let macroblocks = width.div_ceil(16) * height.div_ceil(16);
-    let per_second = f64::from(macroblocks) * rate.as_f64();
-    match (macroblocks, per_second) {
-        (..=8192, ..=245_760.0) => "4",
-        (..=8704, ..=522_240.0) => "4.2",
-        _ => "5.1",
-    }
 }
 
 #[cfg(test)]
@@ -544,27 +375,5 @@ mod tests {
     fn without_any_encoder_the_error_names_them_all() {
         let error = choose_by(Prefer::Auto, HD, |_| Outcome::Missing).unwrap_err().to_string();
         assert!(Kind::ALL.iter().all(|kind| error.contains(kind.name())), "{error}");
-    }
-
-    #[test]
-    fn hardware_bitrates_keep_to_the_drivers_steps() {
-        assert_eq!(v4l2_bitrate(Bitrate::from_kbps(1)), 25_000);
-        assert_eq!(v4l2_bitrate(Bitrate::from_kbps(2049)), 2_025_000);
-        assert_eq!(v4l2_bitrate(Bitrate::from_kbps(90_000)), 25_000_000);
-    }
-
-    #[test]
-    fn the_level_fits_the_picture_and_is_never_below_4() {
-        assert_eq!(level(&TEST_PICTURE), "4");
-        assert_eq!(level(&Picture { width: 1920, height: 1080, rate: Rate::per_second(30) }), "4");
-        assert_eq!(level(&Picture { width: 1920, height: 1080, rate: Rate::per_second(60) }), "4.2");
-        assert_eq!(level(&Picture { width: 1920, height: 1920, rate: Rate::per_second(30) }), "5.1");
-    }
-
-    #[test]
-    fn a_keyframe_interval_is_never_one_picture() {
-        let settings =
-            EncodeSettings { picture: HD, bitrate: Bitrate::from_kbps(1000), keyframe_interval: Duration::ZERO };
-        assert_eq!(settings.pictures_per_keyframe(), 2);
     }
 }

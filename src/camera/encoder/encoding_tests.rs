@@ -9,11 +9,11 @@ use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use tokio_util::sync::CancellationToken;
 
-use super::encoder::{EncodeSettings, Kind, Picture, survey};
-use super::input::Rate;
-use super::pipeline::{CapturePlan, Pipeline, Plan};
-use super::test_source::Mark;
-use super::{Feed, VideoSource};
+use super::{EncodeSettings, Kind, Picture, survey};
+use crate::camera::input::Rate;
+use crate::camera::pipeline::{CapturePlan, Pipeline, Plan};
+use crate::camera::test_source::Mark;
+use crate::camera::{Feed, VideoSource};
 use crate::core::access_unit::{AccessUnit, Bitrate};
 use crate::core::annex_b::{Contents, Sps};
 
