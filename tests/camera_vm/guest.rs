@@ -106,9 +106,14 @@ impl Guest {
         self.run(&format!("cat >/tmp/edgecam.toml <<'END'\n{config}\nEND"));
         self.run("/edgecam/edgecam run --config /tmp/edgecam.toml >/tmp/log 2>&1 & echo $! >/tmp/pid");
         self.run(&format!(
-            "( until nc -z 127.0.0.1 {HTTP_PORT}; do kill -0 $(cat /tmp/pid) || exit 1; sleep 0.1; done ) \
+            "( until : </dev/tcp/127.0.0.1/{HTTP_PORT}; do kill -0 $(cat /tmp/pid) || exit 1; sleep 0.2; done ) \
              || {{ cat /tmp/log; false; }}"
         ));
+    }
+
+    /// How many files of the webcam and the encoder edgecam holds open.
+    pub(crate) fn open_devices(&mut self) -> usize {
+        self.run("readlink /proc/$(cat /tmp/pid)/fd/* || true").matches("/dev/video").count()
     }
 
     /// Stops edgecam as an init system would; it must end with status 0.

@@ -94,7 +94,9 @@ async fn a_camera_that_goes_comes_back_to_the_same_session() {
         Fault {
             name: "unplugged",
             strike: "echo vivid.0 >/sys/bus/platform/drivers/vivid/unbind",
-            heal: "echo vivid.0 >/sys/bus/platform/drivers/vivid/bind",
+            // The node gets its old name once nobody holds it any more.
+            heal: "until ! ls -l /proc/$(cat /tmp/pid)/fd | grep /dev/video0; do sleep 0.1; done; \
+                   echo vivid.0 >/sys/bus/platform/drivers/vivid/bind",
         },
         // Every call fails until the last user has let go of the device; then it is back by itself.
         Fault { name: "disconnected", strike: "v4l2-ctl -d /dev/video0 -c disconnect=1", heal: "true" },
@@ -117,6 +119,7 @@ async fn a_camera_that_goes_comes_back_to_the_same_session() {
     let (mut by_websocket, mut notices) = Viewer::join_by_websocket(&guest.websocket_url(), "cam").await;
     by_websocket.sees_pictures(30).await;
 
+    let open_devices = guest.open_devices();
     let mut told = Vec::new();
     for fault in faults {
         eprintln!("{}", fault.name);
@@ -129,6 +132,7 @@ async fn a_camera_that_goes_comes_back_to_the_same_session() {
         by_websocket.sees_pictures(30).await;
         by_whep.sees_pictures(30).await;
         assert_eq!(guest.camera()["viewers"], 2, "{}", fault.name);
+        assert_eq!(guest.open_devices(), open_devices, "{}", fault.name);
     }
     assert_eq!((by_whep.seen().ended, by_websocket.seen().ended), (None, None));
     guest.stop_edgecam();
