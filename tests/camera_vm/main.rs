@@ -24,6 +24,14 @@ const CAMERA: &str = r#"
     max_kbps = 1200
 "#;
 
+/// What `Guest::start_webcam` makes.
+const LOOPBACK_CAMERA: &str = r#"
+    source = "v4l2:/dev/video20"
+    width = 320
+    height = 180
+    fps = 30
+"#;
+
 #[test]
 #[ignore = "boots a virtual machine: make camera-vm"]
 fn the_program_finds_the_webcam_and_the_encoder() {
@@ -85,6 +93,34 @@ async fn without_an_encoder_device_the_software_encoder_runs() {
     let camera = guest.camera();
     assert_eq!(camera["encoder"], "x264enc", "{camera}");
     assert!(camera["encoder_reason"].as_str().is_some_and(|reason| reason.contains("v4l2h264enc")), "{camera}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "boots a virtual machine: make camera-vm"]
+async fn a_webcam_that_sends_h264_is_passed_through() {
+    let mut guest = Guest::boot(&[ENCODER]);
+    guest.start_webcam(
+        "H264",
+        "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=30 \
+         ! video/x-h264,stream-format=byte-stream,alignment=au,profile=constrained-baseline",
+    );
+    guest.start_edgecam(LOOPBACK_CAMERA);
+    Viewer::join(&guest.whep_url()).await.sees_pictures(30).await;
+    let camera = guest.camera();
+    assert_eq!(camera["encoder"], "passthrough", "{camera}");
+    assert!(camera["source"].as_str().is_some_and(|source| source.starts_with("H264 320x180")), "{camera}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "boots a virtual machine: make camera-vm"]
+async fn a_webcam_that_sends_jpeg_is_decoded_for_the_hardware_encoder() {
+    let mut guest = Guest::boot(&[ENCODER]);
+    guest.start_webcam("MJPG", "jpegenc");
+    guest.start_edgecam(LOOPBACK_CAMERA);
+    Viewer::join(&guest.whep_url()).await.sees_pictures(30).await;
+    let camera = guest.camera();
+    assert_eq!(camera["encoder"], "v4l2h264enc", "{camera}");
+    assert!(camera["source"].as_str().is_some_and(|source| source.starts_with("MJPG 320x180")), "{camera}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
