@@ -79,6 +79,20 @@ impl Guest {
         printed
     }
 
+    /// Makes /dev/video20 a webcam that sends 320x180 at 30 as `format`, from what these GStreamer elements encode.
+    pub(crate) fn start_webcam(&mut self, format: &str, encode: &str) {
+        self.run("modprobe v4l2loopback video_nr=20 exclusive_caps=1 card_label=webcam");
+        self.run("v4l2-ctl -d /dev/video20 -c keep_format=1");
+        self.run(&format!("v4l2-ctl -d /dev/video20 --set-fmt-video-out=width=320,height=180,pixelformat={format}"));
+        self.run("echo @30/1 >/sys/class/video4linux/video20/format");
+        // The driver takes each write as one picture.
+        self.run(&format!(
+            "gst-launch-1.0 -q videotestsrc is-live=true ! video/x-raw,width=320,height=180,framerate=30/1 \
+             ! {encode} ! filesink location=/dev/video20 buffer-mode=unbuffered sync=false >/tmp/webcam 2>&1 & \
+             until v4l2-ctl -d /dev/video20 --list-formats | grep {format}; do sleep 0.2; done"
+        ));
+    }
+
     /// One of the figures the encoder's driver keeps.
     pub(crate) fn encoder_figure(&mut self, name: &str) -> u64 {
         self.run(&format!("cat /sys/module/vh264/parameters/{name}")).parse().expect("a number")
@@ -106,9 +120,14 @@ impl Guest {
         self.run(&format!("cat >/tmp/edgecam.toml <<'END'\n{config}\nEND"));
         self.run("/edgecam/edgecam run --config /tmp/edgecam.toml >/tmp/log 2>&1 & echo $! >/tmp/pid");
         self.run(&format!(
-            "( until nc -z 127.0.0.1 {HTTP_PORT}; do kill -0 $(cat /tmp/pid) || exit 1; sleep 0.1; done ) \
+            "( until : </dev/tcp/127.0.0.1/{HTTP_PORT}; do kill -0 $(cat /tmp/pid) || exit 1; sleep 0.2; done ) \
              || {{ cat /tmp/log; false; }}"
         ));
+    }
+
+    /// How many files of the webcam and the encoder edgecam holds open.
+    pub(crate) fn open_devices(&mut self) -> usize {
+        self.run("readlink /proc/$(cat /tmp/pid)/fd/* || true").matches("/dev/video").count()
     }
 
     /// Stops edgecam as an init system would; it must end with status 0.

@@ -24,6 +24,14 @@ const CAMERA: &str = r#"
     max_kbps = 1200
 "#;
 
+/// What `Guest::start_webcam` makes.
+const LOOPBACK_CAMERA: &str = r#"
+    source = "v4l2:/dev/video20"
+    width = 320
+    height = 180
+    fps = 30
+"#;
+
 #[test]
 #[ignore = "boots a virtual machine: make camera-vm"]
 fn the_program_finds_the_webcam_and_the_encoder() {
@@ -89,12 +97,42 @@ async fn without_an_encoder_device_the_software_encoder_runs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "boots a virtual machine: make camera-vm"]
+async fn a_webcam_that_sends_h264_is_passed_through() {
+    let mut guest = Guest::boot(&[ENCODER]);
+    guest.start_webcam(
+        "H264",
+        "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=30 \
+         ! video/x-h264,stream-format=byte-stream,alignment=au,profile=constrained-baseline",
+    );
+    guest.start_edgecam(LOOPBACK_CAMERA);
+    Viewer::join(&guest.whep_url()).await.sees_pictures(30).await;
+    let camera = guest.camera();
+    assert_eq!(camera["encoder"], "passthrough", "{camera}");
+    assert!(camera["source"].as_str().is_some_and(|source| source.starts_with("H264 320x180")), "{camera}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "boots a virtual machine: make camera-vm"]
+async fn a_webcam_that_sends_jpeg_is_decoded_for_the_hardware_encoder() {
+    let mut guest = Guest::boot(&[ENCODER]);
+    guest.start_webcam("MJPG", "jpegenc");
+    guest.start_edgecam(LOOPBACK_CAMERA);
+    Viewer::join(&guest.whep_url()).await.sees_pictures(30).await;
+    let camera = guest.camera();
+    assert_eq!(camera["encoder"], "v4l2h264enc", "{camera}");
+    assert!(camera["source"].as_str().is_some_and(|source| source.starts_with("MJPG 320x180")), "{camera}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "boots a virtual machine: make camera-vm"]
 async fn a_camera_that_goes_comes_back_to_the_same_session() {
     let faults = [
         Fault {
             name: "unplugged",
             strike: "echo vivid.0 >/sys/bus/platform/drivers/vivid/unbind",
-            heal: "echo vivid.0 >/sys/bus/platform/drivers/vivid/bind",
+            // The node gets its old name once nobody holds it any more.
+            heal: "until ! ls -l /proc/$(cat /tmp/pid)/fd | grep /dev/video0; do sleep 0.1; done; \
+                   echo vivid.0 >/sys/bus/platform/drivers/vivid/bind",
         },
         // Every call fails until the last user has let go of the device; then it is back by itself.
         Fault { name: "disconnected", strike: "v4l2-ctl -d /dev/video0 -c disconnect=1", heal: "true" },
@@ -117,6 +155,7 @@ async fn a_camera_that_goes_comes_back_to_the_same_session() {
     let (mut by_websocket, mut notices) = Viewer::join_by_websocket(&guest.websocket_url(), "cam").await;
     by_websocket.sees_pictures(30).await;
 
+    let open_devices = guest.open_devices();
     let mut told = Vec::new();
     for fault in faults {
         eprintln!("{}", fault.name);
@@ -129,6 +168,7 @@ async fn a_camera_that_goes_comes_back_to_the_same_session() {
         by_websocket.sees_pictures(30).await;
         by_whep.sees_pictures(30).await;
         assert_eq!(guest.camera()["viewers"], 2, "{}", fault.name);
+        assert_eq!(guest.open_devices(), open_devices, "{}", fault.name);
     }
     assert_eq!((by_whep.seen().ended, by_websocket.seen().ended), (None, None));
     guest.stop_edgecam();
