@@ -1,11 +1,17 @@
 //! What must hold for any bytes a stranger sends. The fuzzer calls these, and `tests/fuzz_corpora.rs` with the committed corpora.
 #![allow(dead_code, unreachable_pub, reason = "each fuzz target uses one of them")]
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderValue;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use edgecam::core::access_unit::AccessUnit;
+use edgecam::core::annex_b::{Contents, Sps, access_units, nal_units};
+use edgecam::core::signal::RejectReason;
+use edgecam::peer::{Identity, Peer, PeerSettings, Picture};
 use edgecam::signaling::sdpfrag::{Fragment, IceCredentials, restarted};
 use edgecam::signaling::token::{TokenKey, check};
 use edgecam::signaling::whep::{is_type, matches_tag};
@@ -69,3 +75,42 @@ pub fn token(bytes: &[u8]) {
         }
     }
 }
+
+/// A byte stream from a camera or a file: taken apart without loss, and cut into packets of bounded size.
+pub fn annex_b(bytes: &[u8]) {
+    let stream = Bytes::copy_from_slice(bytes);
+    assert!(nal_units(bytes).all(|nal| nal.len() <= bytes.len()));
+    Sps::find(bytes);
+    let units = access_units(&stream);
+    assert!(units.iter().map(Bytes::len).sum::<usize>() <= bytes.len());
+    for data in units {
+        let is_keyframe = Contents::of(&data).is_keyframe();
+        let picture = Picture::cut(&AccessUnit { captured_at: *START, is_keyframe, data: data.clone() });
+        // Each fragment of a NAL unit adds two bytes to it, each parameter set in a STAP-A two and a header.
+        assert!(picture.bytes() <= data.len() * 2 + 64);
+    }
+}
+
+/// An offer is answered, or refused with words a person can read.
+pub fn offer(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    match Peer::answer(&text, &PEERS, Arc::default(), *START) {
+        Ok((mut peer, answer)) => {
+            assert!(answer.sdp.contains("a=candidate:1 1 udp"), "{}", answer.sdp);
+            peer.close();
+        }
+        Err(RejectReason::BadOffer(why)) => assert!(!why.is_empty()),
+        Err(_) => {}
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a fuzzer's only moment")]
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+static PEERS: LazyLock<PeerSettings> = LazyLock::new(|| PeerSettings {
+    candidates: vec![([192, 0, 2, 1], 8189).into()],
+    epoch: *START,
+    lost_after: Duration::from_secs(30),
+    #[allow(clippy::unwrap_used, reason = "without a certificate there is nothing to fuzz")]
+    identity: Identity::generate().unwrap(),
+});

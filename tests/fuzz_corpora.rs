@@ -22,6 +22,16 @@ fn tokens_survive_their_corpus() {
     replay("token", targets::token);
 }
 
+#[test]
+fn byte_streams_survive_their_corpus() {
+    replay("annex_b", targets::annex_b);
+}
+
+#[test]
+fn offers_survive_their_corpus() {
+    replay("offer", targets::offer);
+}
+
 /// Each seed whole, cut off at every length, and with each of its first bytes changed.
 fn replay(target: &str, survive: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);

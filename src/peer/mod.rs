@@ -200,7 +200,9 @@ impl Peer {
             self.connection.add_local_candidate(candidate).map_err(unusable)?;
         }
         let answer = self.connection.create_answer(None).map_err(unusable)?;
-        let sdp = sdp::place_candidates(&answer.sdp, &self.candidates);
+        let sdp = sdp::place_candidates(&answer.sdp, &self.candidates).ok_or_else(|| {
+            RejectReason::BadOffer("its video section lacks what an answer needs (mid, codec, direction)".to_owned())
+        })?;
         self.connection.set_local_description(now, answer).map_err(unusable)?;
         let ice_ufrag = sdp::ice_ufrag(&sdp).unwrap_or_default().to_owned();
         self.stream.playout_delay_id = self.negotiated_playout_delay();

@@ -90,8 +90,8 @@ pub(super) fn ice_ufrag(sdp: &str) -> Option<&str> {
 /// Puts our candidates into the first accepted section, and nowhere else.
 ///
 /// `rtc` lists them in the first section, refused or not, and once more for RTCP; GStreamer 1.22 turns an answer down
-/// whose only candidates stand in a refused section.
-pub(super) fn place_candidates(answer: &str, candidates: &[SocketAddr]) -> String {
+/// whose only candidates stand in a refused section. `None`: every section is refused.
+pub(super) fn place_candidates(answer: &str, candidates: &[SocketAddr]) -> Option<String> {
     let mut out = String::with_capacity(answer.len() + 96 * candidates.len());
     let mut placed = false;
     for section in sections(answer) {
@@ -112,7 +112,7 @@ pub(super) fn place_candidates(answer: &str, candidates: &[SocketAddr]) -> Strin
             out.push_str("a=end-of-candidates\r\n");
         }
     }
-    out
+    placed.then_some(out)
 }
 
 /// A host candidate (RFC 8839, section 5.1); the earlier in our list, the higher its priority (RFC 8445, section 5.1.2.1).
@@ -271,10 +271,15 @@ mod tests {
             m=video 9 X 108\r\na=mid:1\r\n";
         let placed = place_candidates(answer, &["192.0.2.1:8189".parse().unwrap()]);
         assert_eq!(
-            placed,
+            placed.unwrap(),
             "v=0\r\nm=audio 0 X 0\r\nm=video 9 X 108\r\na=mid:1\r\n\
              a=candidate:1 1 udp 2130706431 192.0.2.1 8189 typ host\r\na=end-of-candidates\r\n"
         );
+    }
+
+    #[test]
+    fn an_answer_that_refuses_everything_is_none() {
+        assert_eq!(place_candidates("v=0\r\nm=video 0 X 0\r\n", &[]), None);
     }
 
     #[test]
