@@ -7,9 +7,10 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Signal};
+use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Request, Signal};
 use support::house::{House, front};
 use support::network::LinkSettings;
+use support::viewer::Viewer;
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -218,7 +219,7 @@ fn bad_offers_and_candidates_are_told_their_fault_and_disturb_nobody() {
     let mut house = House::new(8);
     let ann = house.join(lan());
     house.run_for(2 * S);
-    let good = support::viewer::Viewer::new("198.51.100.99:9".parse().unwrap(), house.now).offer(false, house.now);
+    let good = Viewer::new("198.51.100.99:9".parse().unwrap(), house.now).offer(false, house.now);
     for sdp in [
         String::new(),
         "\u{0}\u{1}binary".to_owned(),
@@ -230,7 +231,7 @@ fn bad_offers_and_candidates_are_told_their_fault_and_disturb_nobody() {
         good.replace("a=ice-pwd", "a=x"),
     ] {
         let from = support::house::address_of("mallory");
-        let request = edgecam::core::signal::Request { from, id: None, signal: Signal::Offer { camera: front(), sdp } };
+        let request = Request { from, id: None, signal: Signal::Offer { camera: front(), sdp } };
         let now = house.now;
         house.publisher.handle_request(request, now, &mut drop);
         let refused = std::iter::from_fn(|| house.publisher.poll_effect()).any(|effect| {
@@ -244,6 +245,53 @@ fn bad_offers_and_candidates_are_told_their_fault_and_disturb_nobody() {
     house.run_for(S);
     assert!(pictures(&house, ann) > before + 25);
     assert_eq!(house.publisher.viewers(&front()), 1);
+}
+
+#[test]
+fn an_offer_with_a_thousand_candidates_is_refused_and_sends_nothing_to_any_of_them() {
+    let mut house = House::new(8);
+    let mallory = Viewer::new("198.51.100.99:9".parse().unwrap(), house.now).offer(false, house.now);
+    let lines: String = (1..=1000)
+        .map(|n| format!("a=candidate:{n} 1 udp 1 203.0.113.{} {} typ host\r\n", n % 250 + 1, 1000 + n))
+        .collect();
+    let mut sent = 0;
+    let signal = Signal::Offer { camera: front(), sdp: mallory + &lines };
+    let request = Request { from: support::house::address_of("mallory"), id: None, signal };
+    let now = house.now;
+    house.publisher.handle_request(request, now, &mut |_| sent += 1);
+    for ms in 0..100 {
+        house.publisher.handle_timeout(now + MS * ms, &mut |_| sent += 1);
+    }
+    assert_eq!((sent, house.publisher.viewers(&front())), (0, 0));
+}
+
+#[test]
+fn a_viewer_that_names_anothers_address_does_not_get_its_datagrams() {
+    let mut house = House::new(8);
+    let ann = house.join(LinkSettings { delay: 20 * MS, loss: 0.05, ..Default::default() });
+    house.run_for(3 * S);
+    let victim = house.viewers[ann].viewer.candidate();
+    let mallory = house.join(lan());
+    house.say(mallory, Signal::Candidate { line: victim });
+    house.run_for(S);
+    // Had it worked, nothing of what Ann loses would be repeated any more, and no consent of hers be heard.
+    let before = (pictures(&house, ann), house.captured);
+    house.run_for(40 * S);
+    let part = (pictures(&house, ann) - before.0) as f64 / (house.captured - before.1) as f64;
+    assert!(part > 0.95, "{part}");
+    assert_eq!(house.publisher.viewers(&front()), 2);
+}
+
+#[test]
+fn a_restart_is_answered_with_the_addresses_of_now() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(S);
+    house.publisher.set_candidates(vec!["203.0.113.77:8189".parse().unwrap()]);
+    let roamed = house.viewers[ann].viewer.address;
+    house.restart(ann, roamed);
+    let Some(Reply::Answer { sdp }) = house.viewers[ann].replies.last() else { panic!("no answer") };
+    assert!(sdp.contains("203.0.113.77 8189") && !sdp.contains("192.0.2.1 8189"), "{sdp}");
 }
 
 #[test]
