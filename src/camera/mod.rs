@@ -9,7 +9,6 @@ pub mod device;
 pub mod encoder;
 pub mod input;
 pub mod pipeline;
-pub mod report;
 pub mod test_source;
 
 mod error;

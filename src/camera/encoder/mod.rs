@@ -8,8 +8,8 @@ mod encoding_tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use gstreamer as gst;
@@ -18,8 +18,9 @@ use gstreamer_app as gst_app;
 use serde::Serialize;
 use tracing::{debug, info, warn};
 
+use super::device::{self, Device, Role};
 use super::input::Rate;
-use super::{Prefer, SourceError, device, now, pipeline};
+use super::{Prefer, SourceError, now, pipeline};
 use crate::core::access_unit::Bitrate;
 use crate::core::annex_b::{Contents, Sps};
 
@@ -83,6 +84,8 @@ pub struct EncoderReport {
 
 /// Tries the encoders from the best on until one works, and remembers it. Blocks for up to some seconds.
 pub fn prepare() {
+    // What is there now is what GStreamer will know.
+    nodes_that_came_later();
     if let Err(error) = pipeline::init() {
         warn!(error = error.in_full(), "no GStreamer");
         return;
@@ -181,6 +184,8 @@ const V4L2_SLOWEST: f64 = 9.0;
 enum Outcome {
     Works,
     Missing,
+    /// Its node came after GStreamer had looked.
+    Late,
     Failed(String),
 }
 
@@ -189,6 +194,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Works => Ok(()),
             Self::Missing => f.write_str("is not there"),
+            Self::Late => f.write_str("came after edgecam had started (restart edgecam to use it)"),
             Self::Failed(why) => write!(f, "failed its test ({why})"),
         }
     }
@@ -208,8 +214,8 @@ fn test(kind: Kind) -> Outcome {
         Some((known, at)) if now().saturating_duration_since(*at) < FAILURE_STANDS_FOR => return known.clone(),
         _ => {}
     }
-    let outcome = match find(kind) {
-        None => return Outcome::Missing,
+    let outcome = match gst::ElementFactory::find(kind.name()) {
+        None => return why_missing(kind),
         Some(_) => match try_encode(kind) {
             Ok(()) => Outcome::Works,
             Err(why) => Outcome::Failed(why),
@@ -230,33 +236,29 @@ pub(super) fn doubt(kind: Kind) {
     }
 }
 
-fn find(kind: Kind) -> Option<gst::ElementFactory> {
-    let found = gst::ElementFactory::find(kind.name());
-    if found.is_none() && kind == Kind::V4l2 && nodes_changed() {
-        // GStreamer registers this element only for nodes it saw when it looked last.
-        let registry = gst::Registry::get();
-        let file = registry.find_plugin("video4linux2").and_then(|plugin| plugin.filename());
-        if let Some(folder) = file.as_deref().and_then(Path::parent) {
-            registry.scan_path(folder);
-        }
-        return gst::ElementFactory::find(kind.name());
+/// What it means that GStreamer does not know an encoder.
+///
+/// It has `v4l2h264enc` only for nodes it saw when it started, and cannot be made to look again (tried with 1.22).
+fn why_missing(kind: Kind) -> Outcome {
+    let is_codec = |path: &PathBuf| Device::open(path).is_ok_and(|device| device.node().role == Role::Codec);
+    if kind == Kind::V4l2 && nodes_that_came_later().iter().any(is_codec) {
+        return Outcome::Late;
     }
-    found
+    Outcome::Missing
 }
 
-/// Whether video nodes came or went since this was asked last.
-fn nodes_changed() -> bool {
-    static SEEN: Mutex<Option<Vec<PathBuf>>> = Mutex::new(None);
-    let now = device::node_paths();
-    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let changed = seen.as_ref().is_some_and(|seen| *seen != now);
-    *seen = Some(now);
-    changed
+/// Video nodes that were not there when this was asked for the first time.
+fn nodes_that_came_later() -> Vec<PathBuf> {
+    static FIRST_SEEN: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    let mut nodes = device::node_paths();
+    let first_seen = FIRST_SEEN.get_or_init(|| nodes.clone());
+    nodes.retain(|path| !first_seen.contains(path));
+    nodes
 }
 
 /// The node behind `v4l2h264enc`.
 fn hardware_node() -> Option<PathBuf> {
-    let element = find(Kind::V4l2)?.create().build().ok()?;
+    let element = gst::ElementFactory::find(Kind::V4l2.name())?.create().build().ok()?;
     Some(element.property::<Option<String>>("device")?.into())
 }
 
