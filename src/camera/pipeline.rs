@@ -216,6 +216,9 @@ impl Running {
     fn fulfil(&self, wishes: &Wishes) {
         let bitrate = wishes.bitrate.swap(0, Ordering::AcqRel);
         let keyframe = wishes.keyframe.swap(false, Ordering::AcqRel);
+        if bitrate == 0 && !keyframe {
+            return;
+        }
         let Some(encoder) = &self.encoder else {
             debug!("the camera's own H.264 follows neither bitrate nor requests for keyframes");
             return;
