@@ -148,8 +148,10 @@ impl MediaSocket {
     fn send(&self, batch: &Batch, counters: &ViewerCounters) -> bool {
         let (Some(to), Some(from)) = (batch.to, batch.from) else { return true };
         let datagrams = batch.data.len().div_ceil(batch.size.max(1)) as u64;
+        // An advertised address is a router's, not ours to send from: then the kernel chooses.
+        let src_ip = self.settings.advertise.is_empty().then_some(from.ip());
         // From loopback to elsewhere the kernel says EINVAL, and quinn-udp then gives up batching for good.
-        if from.ip().is_loopback() && !self.is_on_this_machine(to.ip()) {
+        if src_ip.is_some_and(|ip| ip.is_loopback()) && !self.is_on_this_machine(to.ip()) {
             counters.packets_dropped.add(datagrams);
             return true;
         }
@@ -162,8 +164,7 @@ impl MediaSocket {
             ecn: None,
             contents: &batch.data,
             segment_size: (datagrams > 1).then_some(batch.size),
-            // An advertised address is a router's, not ours to send from.
-            src_ip: self.settings.advertise.is_empty().then_some(from.ip()),
+            src_ip,
         };
         // Not through the runtime at first: it would have to see the socket writable before.
         match self.state.try_send(UdpSockRef::from(&self.socket), &transmit) {

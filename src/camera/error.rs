@@ -42,6 +42,9 @@ pub enum SourceError {
     Pipeline { element: String, message: String, detail: String },
     #[error("no first picture within {} s; unplug the camera and plug it in again if this stays", within.as_secs())]
     NoPicture { within: Duration },
+    /// Never reaches the owner: the pictures are copied then.
+    #[error("the camera's pictures are scattered in memory, where no encoder can read them")]
+    Scattered,
     /// Raw pictures came in, none came out.
     #[error("the encoder gave no picture within {} s; another one is tried", within.as_secs())]
     EncoderSilent { within: Duration },

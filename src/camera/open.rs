@@ -108,6 +108,10 @@ impl Opener {
                     let stream = stream(source, picture, choice.kind.name(), reason);
                     return Ok(Opened { source: Box::new(pipeline), stream });
                 }
+                Err(SourceError::Scattered) => {
+                    debug!("pictures have to be copied: they are scattered in the camera's memory");
+                    self.must_copy.store(true, Ordering::Relaxed);
+                }
                 Err(error) if choice.kind == Kind::V4l2 && may_be_the_encoder(&error) => {
                     encoder::doubt(choice.kind);
                     let error = error.in_full();

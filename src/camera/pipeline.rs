@@ -10,6 +10,7 @@
 //! When the encoder is late, the queue drops raw pictures. Behind the encoder nothing waits and nothing is dropped, since each
 //! picture there is needed to decode the next: the sink is called from the thread that encodes.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use gstreamer as gst;
 use gstreamer::prelude::*;
+use gstreamer_allocators as gst_allocators;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
 use gstreamer_video::prelude::*;
@@ -122,6 +124,7 @@ impl VideoSource for Pipeline {
 /// Names of our own messages on the bus.
 const WISH: &str = "edgecam-wish";
 const FIRST_PICTURE: &str = "edgecam-first-picture";
+const SCATTERED: &str = "edgecam-scattered";
 
 /// A graph that plays, until this is dropped.
 struct Running {
@@ -161,6 +164,9 @@ impl Running {
                         if own.structure().is_some_and(|s| s.name() == FIRST_PICTURE) =>
                     {
                         return Ok(());
+                    }
+                    gst::MessageView::Application(own) if own.structure().is_some_and(|s| s.name() == SCATTERED) => {
+                        return Err(SourceError::Scattered);
                     }
                     gst::MessageView::Error(error) => return Err(self.failure(error)),
                     gst::MessageView::Eos(_) => return Err(ended()),
@@ -281,6 +287,11 @@ fn build(pipeline: &gst::Pipeline, plan: &Plan, sink: gst_app::AppSink) -> Resul
         CapturePlan::Test(picture) => test_source(picture)?,
         CapturePlan::Device { path, choice, dmabuf } => device_source(path, choice, *dmabuf)?,
     };
+    if let (CapturePlan::Device { dmabuf: true, .. }, Some(last), Some(bus)) =
+        (&plan.capture, chain.last(), pipeline.bus())
+    {
+        keep_scattered_from_encoder(last, bus)?;
+    }
     if let Some(encoder) = &encoder {
         chain.push(leaky_queue()?);
         match &plan.capture {
@@ -357,6 +368,40 @@ fn device_source(path: &Path, choice: &Choice, dmabuf: bool) -> Result<Vec<gst::
     let filter = element("capsfilter")?;
     filter.set_property("caps", caps);
     Ok(vec![source, filter])
+}
+
+/// Looks at the memory of each picture before an encoder is to read it in place, and stops and tells when it is scattered.
+///
+/// An encoder could refuse it for itself. But GStreamer (1.22 at least) then never lets go of the picture, nor of the camera it
+/// came from, which stays busy until the process ends.
+fn keep_scattered_from_encoder(source: &gst::Element, bus: gst::Bus) -> Result<(), SourceError> {
+    let pad = source.static_pad("src").ok_or_else(|| SourceError::Graph("a filter without an outlet".into()))?;
+    let told = AtomicBool::new(false);
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, probe| {
+        if !probe.buffer().is_some_and(|picture| is_scattered(picture)) {
+            return gst::PadProbeReturn::Ok;
+        }
+        if !told.swap(true, Ordering::Relaxed) {
+            let message = gst::message::Application::new(gst::Structure::new_empty(SCATTERED));
+            if let Err(error) = bus.post(message) {
+                debug!(%error, "the bus is closed");
+            }
+        }
+        gst::PadProbeReturn::Drop
+    });
+    Ok(())
+}
+
+/// Whether a picture lies in pages here and there, which only a processor reads as one: the kernel names who made the memory.
+/// The encoders of small boards have no memory management of their own to do so.
+fn is_scattered(buffer: &gst::BufferRef) -> bool {
+    buffer.iter_memories().any(|memory| {
+        let Some(memory) = memory.downcast_memory_ref::<gst_allocators::DmaBufMemory>() else { return false };
+        // Documentation/filesystems/proc.rst, "DMA Buffer files"
+        let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", memory.fd())).unwrap_or_default();
+        let maker = about.lines().find_map(|line| line.strip_prefix("exp_name:"));
+        matches!(maker.map(str::trim), Some("videobuf2_vmalloc" | "videobuf2_dma_sg"))
+    })
 }
 
 /// What turns raw pictures into such as the encoder takes; `format` is `None` where only the decoder knows it.
