@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
@@ -13,6 +13,7 @@ use crate::core::access_unit::AccessUnit;
 use crate::core::capture::Demand;
 use crate::core::counters::ViewerCounters;
 use crate::core::gop_ring::{Cursor, GopRing, Next};
+use crate::core::pace::{Pace, Rate};
 use crate::core::sessions::{Output, PeerEvent, SessionId, Sessions, SessionsSettings};
 use crate::core::signal::{CameraId, ClientId, Correlation, Request, Response};
 use crate::core::thinning::Thinning;
@@ -26,6 +27,9 @@ const ADDRESSES: usize = 16;
 
 /// Datagrams of one viewer from addresses we never sent to: a few checks of each of its candidates.
 const STRANGERS: u32 = 1000;
+
+/// Keyframes one viewer may ask for; each is paid for by all, in quality.
+const KEYFRAME_REQUESTS: Rate = Rate::new(Duration::from_secs(2), 4);
 
 #[derive(Clone)]
 pub struct PublisherSettings {
@@ -64,6 +68,7 @@ struct Viewer {
     addresses: VecDeque<SocketAddr>,
     /// Datagrams that came from elsewhere.
     strangers: u32,
+    keyframe_requests: Option<Pace>,
     timeout: Option<Instant>,
 }
 
@@ -280,7 +285,7 @@ impl Publisher {
                 }
                 viewer.read(ring, now);
             }
-            if event != PeerEvent::KeyframeWanted || !viewer.thinning.is_thinned(now) {
+            if event != PeerEvent::KeyframeWanted || viewer.may_ask_for_keyframe(now) {
                 self.sessions.handle_peer(session, event, now);
             }
         }
@@ -308,8 +313,18 @@ impl Viewer {
             ice_ufrag,
             addresses: VecDeque::new(),
             strangers: 0,
+            keyframe_requests: None,
             timeout: None,
         }
+    }
+
+    fn may_ask_for_keyframe(&mut self, now: Instant) -> bool {
+        let pace = self.keyframe_requests.get_or_insert_with(|| Pace::new(now));
+        if self.thinning.is_thinned(now) || !pace.wait(KEYFRAME_REQUESTS, now).is_zero() {
+            return false;
+        }
+        pace.count(KEYFRAME_REQUESTS, now);
+        true
     }
 
     /// Hands the peer what it has not had yet; returns how many pictures that were.

@@ -130,6 +130,12 @@ fn a_viewer_who_asks_for_a_keyframe_gets_one_at_once_and_a_storm_gets_two_a_seco
         house.run_for(2 * MS);
     }
     assert!(house.demand.keyframe - asked <= 2, "{} in a second", house.demand.keyframe - asked);
+    for _ in 0..100 {
+        let now = house.now;
+        house.viewers[ann].viewer.ask_for_keyframe(now);
+        house.run_for(200 * MS);
+    }
+    assert!(house.demand.keyframe - asked <= 14, "{} in twenty seconds more", house.demand.keyframe - asked);
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod capture;
 pub mod counters;
 pub mod gop_ring;
+pub mod pace;
 pub mod session;
 pub mod sessions;
 pub mod signal;

@@ -209,7 +209,6 @@ impl Sessions {
             PeerEvent::Lost => self.close(session, CloseReason::Lost),
             PeerEvent::KeyframeWanted => {
                 if let Some(camera) = self.sessions.get(&session).map(|known| known.camera.clone()) {
-                    self.counters.keyframe_requests.add(1);
                     self.want_keyframe(&camera, now);
                 }
             }

@@ -244,7 +244,10 @@ impl Peer {
     fn hear(&mut self, now: Instant) {
         for heard in self.feedback.take() {
             match heard {
-                Heard::KeyframeWanted => self.events.push_back(PeerEvent::KeyframeWanted),
+                Heard::KeyframeWanted => {
+                    self.counters.keyframe_requests.add(1);
+                    self.events.push_back(PeerEvent::KeyframeWanted);
+                }
                 Heard::Nack { sequence_number } => self.repeat(sequence_number, now),
                 Heard::Report { ssrc, fraction_lost, last_sequence_number, last_sender_report, delay }
                     if ssrc == self.stream.ssrc =>

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::pace::{Pace, Rate};
 use super::token::{self, Grant, Permission, TokenError, TokenKey};
+use crate::core::pace::{Pace, Rate};
 use crate::core::signal::CameraId;
 
 #[derive(Clone, Debug)]

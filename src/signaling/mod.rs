@@ -6,7 +6,6 @@
 pub mod access;
 mod api;
 pub mod ice_servers;
-mod pace;
 mod problem;
 mod rim;
 pub mod sdpfrag;

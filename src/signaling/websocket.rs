@@ -15,11 +15,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::access::{Denied, permit};
-use super::pace::{Pace, Rate};
 use super::problem::Problem;
 use super::token::{Grant, Permission};
 use super::wire::{self, Fault, Incoming, Outgoing, Said, Token, Welcome};
 use super::{Inbound, LinkSettings, Links, Outbox, clock, rim, unguessable_name};
+use crate::core::pace::{Pace, Rate};
 use crate::core::signal::{
     Address, CameraId, ClientId, Correlation, LinkId, RejectReason, Reply, Request, Response, Signal,
 };

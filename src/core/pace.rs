@@ -4,53 +4,52 @@ use std::time::{Duration, Instant};
 
 /// A steady rate and how much of it may come at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rate {
+pub struct Rate {
     /// Between two events, on average.
-    pub(super) gap: Duration,
+    pub gap: Duration,
     /// Events that may come at once after a rest.
-    pub(super) burst: u32,
+    pub burst: u32,
 }
 
 impl Rate {
-    pub(super) const fn new(gap: Duration, burst: u32) -> Self {
+    pub const fn new(gap: Duration, burst: u32) -> Self {
         Self { gap, burst }
     }
 }
 
 /// One counted party. All it remembers is when its debt is paid.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     paid_at: Instant,
 }
 
 impl Pace {
-    pub(super) fn new(now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         Self { paid_at: now }
     }
 
     /// How long to wait before the next event is within the rate; zero: it is now.
-    pub(super) fn wait(&self, rate: Rate, now: Instant) -> Duration {
+    pub fn wait(&self, rate: Rate, now: Instant) -> Duration {
         let room = rate.gap * rate.burst.saturating_sub(1);
         self.paid_at.saturating_duration_since(now).saturating_sub(room)
     }
 
     /// One event happened, allowed or not.
-    pub(super) fn count(&mut self, rate: Rate, now: Instant) {
+    pub fn count(&mut self, rate: Rate, now: Instant) {
         self.paid_at = self.paid_at.max(now) + rate.gap;
     }
 
-    pub(super) fn paid_at(&self) -> Instant {
+    pub fn paid_at(&self) -> Instant {
         self.paid_at
     }
 
     /// Whether the party has rested long enough to be forgotten.
-    pub(super) fn is_rested(&self, now: Instant) -> bool {
+    pub fn is_rested(&self, now: Instant) -> bool {
         self.paid_at <= now
     }
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a starting point for made-up times")]
 mod tests {
     use super::*;
 
