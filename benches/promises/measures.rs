@@ -160,6 +160,7 @@ pub(crate) struct Held {
     pub(crate) rss_kib: u64,
     pub(crate) descriptors: usize,
     pub(crate) threads: usize,
+    pub(crate) tasks: usize,
 }
 
 /// Sessions that come, see a picture and leave, and what stays behind.
@@ -177,12 +178,19 @@ pub(crate) fn sessions(plan: &Plan<'_>) -> Result<Vec<Held>> {
         let usage = Usage::of(server.pid())?;
         eprintln!("sessions: {} of {}, {} KiB", done * lot, plan.sessions, usage.rss_kib);
         let (rss_kib, descriptors, threads) = (usage.rss_kib, usage.descriptors, usage.threads());
-        held.push(Held { sessions: done * lot, rss_kib, descriptors, threads });
+        let tasks = tasks(&server.page("/metrics")?)?;
+        held.push(Held { sessions: done * lot, rss_kib, descriptors, threads, tasks });
         if done < LOTS {
             visit(&mut viewers, lot, 32)?;
         }
     }
     Ok(held)
+}
+
+/// The daemon's own count.
+fn tasks(metrics: &str) -> Result<usize> {
+    let line = metrics.lines().find_map(|line| line.strip_prefix("edgecam_tasks "));
+    line.and_then(|number| number.trim().parse().ok()).context("/metrics has no edgecam_tasks")
 }
 
 fn look(server: &Server, viewers: &mut Viewers, time: Duration) -> Result<Load> {

@@ -151,11 +151,12 @@ pub(crate) fn ladder(steps: &[Load]) -> String {
 
 pub(crate) fn sessions(held: &[Held]) -> String {
     let mut out = "## Sessions that come and go\n\nAfter so many, with nobody watching and the camera open.\n\n\
-                   | sessions | RSS MiB | file descriptors | threads |\n|---|---|---|---|\n"
+                   | sessions | RSS MiB | file descriptors | threads | tasks |\n|---|---|---|---|---|\n"
         .to_owned();
-    for Held { sessions, rss_kib, descriptors, threads } in held {
+    for Held { sessions, rss_kib, descriptors, threads, tasks } in held {
         let rss = *rss_kib as f64 / 1024.0;
-        line(&mut out, &[&sessions.to_string(), &format!("{rss:.1}"), &descriptors.to_string(), &threads.to_string()]);
+        let counts = [sessions, descriptors, threads, tasks].map(usize::to_string);
+        line(&mut out, &[&counts[0], &format!("{rss:.1}"), &counts[1], &counts[2], &counts[3]]);
     }
     out
 }
