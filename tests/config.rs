@@ -1,4 +1,5 @@
 //! The configuration as its owner meets it: layers, secrets, and what is said when something is wrong.
+//! Longer than a file should be, since most of it is one table: every mistake beside the words it is answered with.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
