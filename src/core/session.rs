@@ -43,14 +43,6 @@ impl State {
             (state @ (Self::Connecting { .. } | Self::Live), Event::Timeout) => state,
         }
     }
-
-    /// When this state ends by itself.
-    pub fn timeout(self) -> Option<Instant> {
-        match self {
-            Self::Connecting { give_up_at } => Some(give_up_at),
-            Self::Live | Self::Closed(_) => None,
-        }
-    }
 }
 
 #[cfg(test)]
