@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::camera::{self, CameraSettings};
 use crate::config::Config;
-use crate::core::capture::{CameraState, CameraStatus, Demand};
+use crate::core::capture::{CameraState, CameraStatus, Demand, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters, ViewerCounters};
 use crate::core::signal::CameraId;
 use crate::engine::{CameraLine, Engine};
@@ -36,6 +36,8 @@ use crate::{http, web};
 
 /// Requests that may wait for the engine.
 const INBOX: usize = 64;
+/// Events that a link may be behind.
+const EVENTS: usize = 256;
 /// Stopping takes no longer.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -65,6 +67,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         device: config.device.clone(),
         cameras: parts.boards(&config),
         engine: requests,
+        events: broadcast::Sender::new(EVENTS),
+        make_jpeg: Arc::new(|_| Err("stills are not made yet".into())),
         access: Access::new(config.access.clone()),
         ice_servers: config.ice_servers.clone(),
         settings: config.links.clone(),
@@ -146,6 +150,7 @@ struct CameraPart {
     id: CameraId,
     demand: watch::Sender<Demand>,
     status: watch::Sender<CameraStatus>,
+    switch: watch::Sender<Switch>,
     counters: Arc<CameraCounters>,
 }
 
@@ -175,6 +180,7 @@ impl Parts {
             id: camera.id.clone(),
             max_viewers,
             status: camera.status.subscribe(),
+            switch: camera.switch.subscribe(),
             counters: camera.counters.clone(),
         };
         self.cameras.iter().zip(places).map(board).collect()
@@ -205,6 +211,7 @@ impl CameraPart {
             id: settings.id.clone(),
             demand: watch::Sender::new(demand),
             status: watch::Sender::new(CameraStatus { state: CameraState::Idle, stream: None }),
+            switch: watch::Sender::new(Switch::default()),
             counters: Arc::default(),
         }
     }

@@ -130,6 +130,7 @@ impl Rim {
                 let send = &mut |out| self.outgoing.send(&out, &self.socket);
                 publisher.handle_left(&client, now(), send);
             }
+            Inbound::Trigger { .. } | Inbound::Still { .. } | Inbound::Switch { .. } => {}
         }
     }
 

@@ -14,6 +14,21 @@ pub struct Demand {
     pub keyframe: u64,
 }
 
+/// The privacy switch of one camera, set by its owner and kept over a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switch {
+    /// Off: the camera is closed, and nobody can open it.
+    pub on: bool,
+    /// Why the next start will not know of it.
+    pub unkept: Option<String>,
+}
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self { on: true, unkept: None }
+    }
+}
+
 /// What a camera is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CameraStatus {

@@ -14,3 +14,4 @@ pub mod sessions;
 pub mod signal;
 pub mod thinning;
 pub mod transmit;
+pub mod trigger;

@@ -40,9 +40,10 @@ pub fn is_name(text: &str) -> bool {
 pub enum LinkId {
     WebSocket,
     Whep,
+    Mqtt,
 }
 
-/// Whoever is at the other end of a link: one socket, one WHEP session.
+/// Whoever is at the other end of a link: one socket, one WHEP session, one topic level of a broker.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId {
     pub link: LinkId,
@@ -147,6 +148,10 @@ pub enum RejectReason {
     BadCandidate(String),
     #[error("more than {0} candidates in one session")]
     TooManyCandidates(usize),
+    #[error("the camera is switched off; its owner can switch it on")]
+    Disabled,
+    #[error("the camera shows nothing: {0}")]
+    CameraLost(String),
     #[error("the camera is shutting down")]
     ShuttingDown,
 }
@@ -163,6 +168,8 @@ impl RejectReason {
             Self::NoCommonCodec => "no-common-codec",
             Self::BadCandidate(_) => "bad-candidate",
             Self::TooManyCandidates(_) => "too-many-candidates",
+            Self::Disabled => "disabled",
+            Self::CameraLost(_) => "camera-lost",
             Self::ShuttingDown => "shutting-down",
         }
     }
@@ -190,12 +197,21 @@ pub enum CloseReason {
     Replaced,
     /// The viewer's link did not take its messages.
     LinkTooSlow,
+    /// The camera was switched off.
+    Disabled,
     Shutdown,
 }
 
 impl CloseReason {
-    pub const ALL: [Self; 6] =
-        [Self::ViewerLeft, Self::ConnectTimeout, Self::Lost, Self::Replaced, Self::LinkTooSlow, Self::Shutdown];
+    pub const ALL: [Self; 7] = [
+        Self::ViewerLeft,
+        Self::ConnectTimeout,
+        Self::Lost,
+        Self::Replaced,
+        Self::LinkTooSlow,
+        Self::Disabled,
+        Self::Shutdown,
+    ];
 
     /// The stable word for programs: `reason` on the wire, a label in metrics.
     pub fn slug(self) -> &'static str {
@@ -205,6 +221,7 @@ impl CloseReason {
             Self::Lost => "lost",
             Self::Replaced => "replaced",
             Self::LinkTooSlow => "link-too-slow",
+            Self::Disabled => "disabled",
             Self::Shutdown => "shutdown",
         }
     }

@@ -19,16 +19,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use tokio::sync::{mpsc, watch};
+use bytes::Bytes;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::access::Access;
 use self::ice_servers::{IceServer, OfferedServer};
-use crate::core::capture::CameraStatus;
+use crate::core::access_unit::AccessUnit;
+use crate::core::capture::{CameraStatus, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters};
-use crate::core::signal::{CameraId, ClientId, RejectReason, Request, Response};
+use crate::core::signal::{CameraId, ClientId, Correlation, RejectReason, Request, Response};
+use crate::core::trigger::{Event, Trigger};
 
 /// What the links tell the engine.
 #[derive(Debug)]
@@ -37,10 +40,19 @@ pub enum Inbound {
     Request { request: Request, outbox: Outbox },
     /// The client's connection is gone, and all its sessions with it.
     Left { client: ClientId },
+    /// Somebody wants a camera to be ready, or not any more.
+    Trigger { trigger: Trigger, reply: oneshot::Sender<Result<(), RejectReason>> },
+    /// The next keyframe, for a still; the camera is opened for it.
+    Still { camera: CameraId, id: Correlation, reply: oneshot::Sender<Result<AccessUnit, RejectReason>> },
+    /// The privacy switch. Answered when it holds; whether it is kept is on the [`CameraBoard`].
+    Switch { camera: CameraId, on: bool, id: Correlation, reply: oneshot::Sender<Result<(), RejectReason>> },
 }
 
 /// Where the engine puts a client's responses, with `try_send`: a full one is a client that does not take them.
 pub type Outbox = mpsc::Sender<Response>;
+
+/// Makes a JPEG picture of a keyframe; may take long, so it is called on a thread that may block.
+pub type MakeJpeg = Arc<dyn Fn(AccessUnit) -> Result<Bytes, String> + Send + Sync>;
 
 /// What the links know of a camera.
 #[derive(Clone, Debug)]
@@ -48,16 +60,19 @@ pub struct CameraBoard {
     pub id: CameraId,
     pub max_viewers: usize,
     pub status: watch::Receiver<CameraStatus>,
+    pub switch: watch::Receiver<Switch>,
     pub counters: Arc<CameraCounters>,
 }
 
 /// Everything the links need. Cheap to share, never changed.
-#[derive(Debug)]
 pub struct Links {
     /// This daemon's name.
     pub device: String,
     pub cameras: Vec<CameraBoard>,
     pub engine: mpsc::Sender<Inbound>,
+    /// What happens to the cameras. Whoever does not listen in time misses the oldest.
+    pub events: broadcast::Sender<Event>,
+    pub make_jpeg: MakeJpeg,
     pub access: Access,
     pub ice_servers: Vec<IceServer>,
     pub settings: LinkSettings,

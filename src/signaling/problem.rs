@@ -35,9 +35,11 @@ impl From<RejectReason> for Problem {
             RejectReason::BadOffer(_) | RejectReason::BadCandidate(_) => StatusCode::UNPROCESSABLE_ENTITY,
             RejectReason::NoCommonCodec => StatusCode::NOT_ACCEPTABLE,
             RejectReason::TooManyCandidates(_) => StatusCode::TOO_MANY_REQUESTS,
-            RejectReason::Full { .. } | RejectReason::Busy { .. } | RejectReason::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            RejectReason::Disabled => StatusCode::FORBIDDEN,
+            RejectReason::Full { .. }
+            | RejectReason::Busy { .. }
+            | RejectReason::CameraLost(_)
+            | RejectReason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self { status, code: reason.slug(), detail: reason.to_string(), retry_after: reason.retry_after() }
     }

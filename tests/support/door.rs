@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use edgecam::core::capture::{CameraState, CameraStatus, Stream};
 use edgecam::core::counters::LinkCounters;
 use edgecam::core::signal::{Address, CameraId, CloseReason, RejectReason, Reply, Request, Response, Signal};
@@ -17,7 +18,7 @@ use edgecam::signaling::token::{Grant, Permission, TokenKey, mint};
 use edgecam::signaling::{CameraBoard, Inbound, LinkSettings, Links, Outbox, router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -131,6 +132,8 @@ impl Door {
             device: "frontdoor".into(),
             cameras: boards,
             engine,
+            events: broadcast::Sender::new(16),
+            make_jpeg: Arc::new(|_| Ok(Bytes::from_static(b"jpeg"))),
             access: Access::new(settings),
             ice_servers: vec![
                 IceServer { urls: vec!["stun:stun.example.org".into()], credentials: Credentials::None },
@@ -238,6 +241,7 @@ async fn run_engine(
                 }
                 Heard::Request(request)
             }
+            Inbound::Trigger { .. } | Inbound::Still { .. } | Inbound::Switch { .. } => continue,
             Inbound::Left { client } => {
                 outboxes.lock().unwrap().retain(|address, _| address.client != client);
                 Heard::Left
@@ -250,7 +254,8 @@ async fn run_engine(
 fn board(name: &str) -> (watch::Sender<CameraStatus>, CameraBoard) {
     let (sender, status) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
     let id = CameraId::new(name).unwrap();
-    (sender, CameraBoard { id, max_viewers: 8, status, counters: Arc::default() })
+    let switch = watch::Sender::default().subscribe();
+    (sender, CameraBoard { id, max_viewers: 8, status, switch, counters: Arc::default() })
 }
 
 pub fn stream() -> Stream {
