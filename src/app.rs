@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::camera::{self, CameraSettings};
 use crate::config::Config;
-use crate::core::capture::{CameraState, CameraStatus, Demand, Switch};
+use crate::core::camera::{CameraState, CameraStatus, Demand, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters, ViewerCounters};
 use crate::core::signal::CameraId;
 use crate::engine::{CameraLine, Engine};

@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use self::access::Access;
 use self::ice_servers::{IceServer, OfferedServer};
 use crate::core::access_unit::AccessUnit;
-use crate::core::capture::{CameraStatus, Switch};
+use crate::core::camera::{CameraStatus, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters};
 use crate::core::signal::{CameraId, ClientId, Correlation, RejectReason, Request, Response};
 use crate::core::trigger::{Event, Trigger};

@@ -220,7 +220,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::core::capture::{CameraState, CameraStatus};
+    use crate::core::camera::{CameraState, CameraStatus};
     use crate::core::signal::CameraId;
 
     #[test]
