@@ -1,0 +1,11 @@
+//! The MQTT link of the real program, against a real mosquitto.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a failed step is a failed test; here time begins")]
+
+#[path = "../support/broker.rs"]
+mod broker;
+#[path = "../support/certificates.rs"]
+mod certificates;
+#[path = "../support/mqtt_client.rs"]
+mod client;
+
+mod house;
