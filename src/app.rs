@@ -54,12 +54,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let parts = Parts::new(&config);
     let (requests, inbox) = mpsc::channel(INBOX);
     let pulse = Pulse::default();
+    let events = broadcast::Sender::new(EVENTS);
     let engine = Engine {
         publisher: publisher(&config, parts.viewers.clone())?,
         socket,
         hub: parts.hub.clone(),
         inbox,
         cameras: parts.lines(),
+        events: events.clone(),
+        switched_off: watch::Sender::default(),
         counters: parts.viewers.clone(),
         pulse: pulse.clone(),
     };
@@ -67,7 +70,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         device: config.device.clone(),
         cameras: parts.boards(&config),
         engine: requests,
-        events: broadcast::Sender::new(EVENTS),
+        events,
         make_jpeg: Arc::new(|_| Err("stills are not made yet".into())),
         access: Access::new(config.access.clone()),
         ice_servers: config.ice_servers.clone(),
@@ -206,7 +209,7 @@ impl Parts {
 
 impl CameraPart {
     fn new(settings: &CameraSettings) -> Self {
-        let demand = Demand { running: false, bitrate: settings.encoder.max, keyframe: 0 };
+        let demand = Demand { running: false, off: false, bitrate: settings.encoder.max, keyframe: 0 };
         Self {
             id: settings.id.clone(),
             demand: watch::Sender::new(demand),

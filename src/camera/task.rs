@@ -57,7 +57,7 @@ impl CameraTask {
         counters: Arc<CameraCounters>,
     ) -> Self {
         let start = now();
-        let nothing = Demand { running: false, bitrate: encoder.max, keyframe: 0 };
+        let nothing = Demand { running: false, off: false, bitrate: encoder.max, keyframe: 0 };
         let patience = Patience { linger, stall_after: STALL_AFTER, well_after: WELL_AFTER };
         Self {
             opener,
@@ -118,7 +118,8 @@ impl CameraTask {
     fn handle_demand(&mut self, wanted: Demand) -> Option<Step> {
         self.wanted = Demand { bitrate: wanted.bitrate.clamp(self.encoder.min, self.encoder.max), ..wanted };
         self.tell();
-        self.capture.set_wanted(wanted.running, now())
+        self.capture.set_lingering(!wanted.off);
+        self.capture.set_wanted(wanted.running && !wanted.off, now())
     }
 
     fn handle_work(&mut self, done: Result<Work, JoinError>) -> Option<Step> {
@@ -296,7 +297,7 @@ mod tests {
         rig.want(true);
         rig.reaches(&CameraState::Running).await;
         for (kbps, keyframe) in [(1000, 1), (1000, 1), (500, 1), (500, 3), (90_000, 3), (1, 3)] {
-            rig.demand.send_replace(Demand { running: true, bitrate: Bitrate::from_kbps(kbps), keyframe });
+            rig.demand.send_replace(Demand { running: true, off: false, bitrate: Bitrate::from_kbps(kbps), keyframe });
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let expected = ["open at 1000 kbit/s", "keyframe", "500 kbit/s", "keyframe", "2000 kbit/s", "100 kbit/s"];
@@ -405,7 +406,8 @@ mod tests {
                 min: kbps(100),
                 keyframe_interval: Duration::from_secs(2),
             };
-            let (demand, wanted) = watch::channel(Demand { running: false, bitrate: kbps(1000), keyframe: 0 });
+            let (demand, wanted) =
+                watch::channel(Demand { running: false, off: false, bitrate: kbps(1000), keyframe: 0 });
             let (status, seen) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
             let counters = Arc::new(CameraCounters::default());
             let opener = Arc::new(FakeOpener(Arc::clone(&device)));

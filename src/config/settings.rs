@@ -1,5 +1,6 @@
 //! From the file's words to each part's settings: the only place that knows both. Values no part can use stop here.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -167,6 +168,7 @@ impl TryFrom<&LimitsToml> for SessionsSettings {
     fn try_from(limits: &LimitsToml) -> Result<Self, Wrong> {
         Ok(Self {
             cameras: Vec::new(),
+            switched_off: BTreeSet::new(), // not a setting: what the owner switched off is read at the start
             negotiation_timeout: seconds("negotiation_s", limits.negotiation_s, 1..=60)?,
             max_negotiations: whole("negotiations", limits.negotiations, 1..=1000, "")?,
             max_candidates: whole("candidates", limits.candidates, CANDIDATES, "")?,

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::signal::CloseReason;
+
 /// A number that only goes up, or (through [`Count::set`]) a level.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
@@ -67,6 +69,9 @@ pub struct CameraCounters {
     /// Times the camera was opened, and times it failed or stalled.
     pub opened: Count,
     pub failed: Count,
+    /// Wakes and sleeps that were carried out, and stills that were given out.
+    pub triggers: Count,
+    pub stills: Count,
     /// Level: sessions that hold a place.
     pub viewers: Count,
     /// Level: the bitrate asked of the encoder; zero before it ran.
@@ -78,7 +83,7 @@ pub struct CameraCounters {
 pub struct ViewerCounters {
     pub sessions_opened: Count,
     /// In the order of `CloseReason::ALL`.
-    pub sessions_closed: [Count; 6],
+    pub sessions_closed: [Count; CloseReason::ALL.len()],
     /// Access units handed to viewers, and those a slow viewer missed.
     pub units_sent: Count,
     pub units_skipped: Count,
