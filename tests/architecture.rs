@@ -27,8 +27,8 @@ const FLOORS: [(&str, u8); 16] = [
 
 /// Outside libraries that only these files may name.
 const HOMES: [(&str, &[&str]); 17] = [
-    ("gstreamer", &["camera/pipeline.rs", "camera/encoder/"]),
-    ("gstreamer_app", &["camera/pipeline.rs", "camera/encoder/"]),
+    ("gstreamer", &["camera/pipeline.rs", "camera/encoder/", "camera/still.rs"]),
+    ("gstreamer_app", &["camera/pipeline.rs", "camera/encoder/", "camera/still.rs"]),
     ("gstreamer_video", &["camera/pipeline.rs", "camera/encoder/"]),
     ("v4l", &["camera/device.rs"]),
     ("rtc", &["peer/", "probe/"]),
