@@ -221,12 +221,14 @@ impl Parts {
 impl CameraPart {
     fn new(settings: &CameraSettings, is_on: bool) -> Self {
         let demand = Demand { running: false, off: !is_on, bitrate: settings.encoder.max, keyframe: 0 };
+        let counters = CameraCounters::default();
+        counters.switched_off.set((!is_on).into());
         Self {
             id: settings.id.clone(),
             demand: watch::Sender::new(demand),
             status: watch::Sender::new(CameraStatus { state: CameraState::Idle, stream: None }),
             switch: watch::Sender::new(Switch { on: is_on, unkept: None }),
-            counters: Arc::default(),
+            counters: Arc::new(counters),
         }
     }
 

@@ -210,6 +210,9 @@ impl Rim {
                     let _ = self.events.send(event);
                 }
                 Effect::Switched { camera, on } => {
+                    if let Some(line) = self.cameras.get(&camera) {
+                        line.counters.switched_off.set((!on).into());
+                    }
                     self.switched_off.send_modify(|off| {
                         if on {
                             off.remove(&camera);

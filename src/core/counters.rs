@@ -74,6 +74,8 @@ pub struct CameraCounters {
     pub stills: Count,
     /// Level: sessions that hold a place.
     pub viewers: Count,
+    /// Level: 1 while its owner has switched it off.
+    pub switched_off: Count,
     /// Level: the bitrate asked of the encoder; zero before it ran.
     pub bitrate_kbps: Count,
 }
