@@ -31,7 +31,7 @@ use crate::net::MediaSocket;
 use crate::peer::{Identity, PeerSettings};
 use crate::publisher::{Publisher, PublisherSettings};
 use crate::signaling::access::Access;
-use crate::signaling::{self, CameraBoard, Links};
+use crate::signaling::{self, CameraBoard, Links, mqtt};
 use crate::switches::{self, SwitchFile};
 use crate::telemetry::{self, Health, Metrics, Pulse, Reasons, WatchedCamera};
 use crate::{http, web};
@@ -87,7 +87,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let about =
         telemetry::router(parts.health(), parts.metrics(tasks.clone()), signaling::may_read_metrics(links.clone()));
-    let router = web::router().merge(signaling::router(links)).merge(about);
+    let router = web::router().merge(signaling::router(links.clone())).merge(about);
 
     tasks.spawn_blocking(camera::prepare);
     let mut engine = tasks.spawn(engine.run(stopping.engine.clone()));
@@ -102,6 +102,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tasks.clone(),
         stopping.links.clone(),
     ));
+    if let Some(broker) = config.mqtt {
+        tasks.spawn(mqtt::run(links, broker));
+    }
     tasks.spawn(telemetry::feed_watchdog(pulse, parts.watched(), stopping.cameras.clone()));
 
     info!(%page, media_port, "ready");

@@ -27,7 +27,7 @@ const FLOORS: [(&str, u8); 17] = [
 ];
 
 /// Outside libraries that only these files may name.
-const HOMES: [(&str, &[&str]); 17] = [
+const HOMES: [(&str, &[&str]); 20] = [
     ("gstreamer", &["camera/pipeline.rs", "camera/encoder/", "camera/still.rs"]),
     ("gstreamer_app", &["camera/pipeline.rs", "camera/encoder/", "camera/still.rs"]),
     ("gstreamer_video", &["camera/pipeline.rs", "camera/encoder/"]),
@@ -40,6 +40,9 @@ const HOMES: [(&str, &[&str]); 17] = [
     ("ring", &["signaling/token.rs", "signaling/ice_servers.rs"]),
     ("axum", &["signaling/", "telemetry/", "web.rs", "http.rs"]),
     ("hyper", &["http.rs"]),
+    ("rumqttc", &["signaling/mqtt/broker.rs"]),
+    ("rustls", &["signaling/mqtt/tls.rs"]),
+    ("rustls_native_certs", &["signaling/mqtt/tls.rs"]),
     ("ureq", &["probe/"]),
     ("toml", &["config/"]),
     ("sd_notify", &["telemetry/"]),
