@@ -219,6 +219,17 @@ impl Client {
         }
     }
 
+    /// The next message, whatever its topic.
+    pub async fn hears_anything(&mut self) -> Message {
+        loop {
+            if let Some(message) = self.messages.pop_front() {
+                return message;
+            }
+            let heard = self.next().await;
+            self.keep(heard);
+        }
+    }
+
     /// Everything that has come by now. To have all that was sent before something: hear that first.
     pub fn has_heard(&mut self) -> Vec<Message> {
         while let Ok(heard) = self.heard.try_recv() {
