@@ -10,5 +10,13 @@ mod certificates;
 mod client;
 
 mod access;
+mod daemon;
 mod documented;
+mod examples;
+mod faults;
 mod house;
+mod presence;
+mod proxy;
+mod triggers;
+mod viewing;
+mod watching;

@@ -219,6 +219,11 @@ impl Client {
         }
     }
 
+    /// Whether such a message comes in that time.
+    pub async fn hears_within(&mut self, topic: &str, is_meant: impl Fn(&Message) -> bool, time: Duration) -> bool {
+        timeout(time, self.hears_that(topic, is_meant)).await.is_ok()
+    }
+
     /// The next message, whatever its topic.
     pub async fn hears_anything(&mut self) -> Message {
         loop {
