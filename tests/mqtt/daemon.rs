@@ -187,8 +187,16 @@ impl Daemon {
     }
 
     pub async fn get(&self, path: &str) -> String {
+        self.ask(path, "").await
+    }
+
+    pub async fn get_with_token(&self, path: &str, token: &str) -> String {
+        self.ask(path, &format!("Authorization: Bearer {token}\r\n")).await
+    }
+
+    async fn ask(&self, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(&self.page).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.page);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{headers}\r\n", self.page);
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();

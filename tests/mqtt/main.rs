@@ -17,6 +17,7 @@ mod faults;
 mod house;
 mod presence;
 mod proxy;
+mod secrets;
 mod triggers;
 mod viewing;
 mod watching;

@@ -162,6 +162,21 @@ impl Client {
         }
     }
 
+    /// To several at once, with QoS 0: nothing is sent again, and nothing waits for its turn.
+    pub async fn subscribes_lightly(&mut self, filters: &[&str]) {
+        match &self.wire {
+            Wire::Five(client) => {
+                let light = |filter: &&str| five::Filter::new(*filter, v5::mqttbytes::QoS::AtMostOnce);
+                client.subscribe_many(filters.iter().map(light)).await.unwrap();
+            }
+            Wire::Three(client) => {
+                let light =
+                    |filter: &&str| rumqttc::SubscribeFilter::new((*filter).to_owned(), rumqttc::QoS::AtMostOnce);
+                client.subscribe_many(filters.iter().map(light)).await.unwrap();
+            }
+        }
+    }
+
     /// With QoS 1; returns when the broker has it: whether it was allowed, which MQTT 3.1.1 does not tell.
     pub async fn publishes(&mut self, topic: &str, payload: impl Into<Bytes>) -> bool {
         self.publishes_with(topic, payload, Extras::default()).await
