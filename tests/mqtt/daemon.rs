@@ -78,11 +78,12 @@ impl Daemon {
         for (name, text) in &plan.files {
             fs::write(folder.path().join(name), text).unwrap();
         }
-        let DaemonPlan { device, mqtt, auth, rest, .. } = &plan;
+        let DaemonPlan { device, auth, rest, .. } = &plan;
+        let mqtt = if plan.mqtt.is_empty() { String::new() } else { format!("[mqtt]\n{}", plan.mqtt) };
         let state_dir = plan.state_dir.clone().unwrap_or_else(|| format!("{}/state", folder.path().display()));
         let toml = format!(
             "[device]\nid = \"{device}\"\nstate_dir = \"{state_dir}\"\n[http]\nlisten = \"127.0.0.1:0\"\n\
-             [ice]\nudp_port = 0\nadvertise = [\"127.0.0.1\"]\n[auth]\n{auth}[mqtt]\n{mqtt}{rest}"
+             [ice]\nudp_port = 0\nadvertise = [\"127.0.0.1\"]\n[auth]\n{auth}{mqtt}{rest}"
         );
         fs::create_dir(folder.path().join("state")).unwrap();
         let mut daemon = Self {
