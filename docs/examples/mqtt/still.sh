@@ -14,12 +14,12 @@ id=$me-$(date +%s)-$$
 # The picture is not retained: whoever comes late misses it. So first a mailbox at the broker, which keeps what comes for a
 # minute; then the trigger; then the post.
 mailbox() {
-    mosquitto_sub --protocol-version mqttv5 --id "$id" --disable-clean-session --property connect session-expiry-interval 60 \
+    mosquitto_sub --protocol-version mqttv5 --id "$id" --disable-clean-session -x 60 \
         --qos 1 --topic "$prefix/cam/$camera/still" "$@"
 }
 mailbox -E
 answer=$(mosquitto_rr --protocol-version mqttv5 --qos 1 -W 20 \
-    --topic "$prefix/cam/$camera/trigger" --response-topic "$prefix/rsp/$me" \
+    --topic "$prefix/cam/$camera/trigger" -e "$prefix/rsp/$me" \
     --property publish correlation-data "$id" --property publish message-expiry-interval 30 \
     --message "{\"v\":1,\"id\":\"$id\",\"action\":\"still\",\"at\":$(date +%s)}")
 echo "$answer" >&2

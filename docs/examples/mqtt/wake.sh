@@ -13,7 +13,7 @@ id=$me-$(date +%s)
 
 # MQTT 5's request and response: the device answers on the response topic, with the same correlation data.
 answer=$(mosquitto_rr --protocol-version mqttv5 --qos 1 -W 10 \
-    --topic "$prefix/cam/$camera/trigger" --response-topic "$prefix/rsp/$me" \
+    --topic "$prefix/cam/$camera/trigger" -e "$prefix/rsp/$me" \
     --property publish correlation-data "$id" --property publish message-expiry-interval 30 \
     --message "{\"v\":1,\"id\":\"$id\",\"action\":\"wake\",\"ttl_s\":${1:-60},\"reason\":\"door bell\",\"at\":$(date +%s)}")
 echo "$answer"
