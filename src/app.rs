@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::camera::{self, CameraSettings};
 use crate::config::Config;
-use crate::core::capture::{CameraState, CameraStatus, Demand, Switch};
+use crate::core::camera::{CameraState, CameraStatus, Demand, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters, ViewerCounters};
 use crate::core::signal::CameraId;
 use crate::engine::{CameraLine, Engine};
@@ -30,7 +30,7 @@ use crate::net::MediaSocket;
 use crate::peer::{Identity, PeerSettings};
 use crate::publisher::{Publisher, PublisherSettings};
 use crate::signaling::access::Access;
-use crate::signaling::{self, CameraBoard, Links};
+use crate::signaling::{self, CameraBoard, Links, mqtt};
 use crate::telemetry::{self, Health, Metrics, Pulse, Reasons, WatchedCamera};
 use crate::{http, web};
 
@@ -78,7 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let about =
         telemetry::router(parts.health(), parts.metrics(tasks.clone()), signaling::may_read_metrics(links.clone()));
-    let router = web::router().merge(signaling::router(links)).merge(about);
+    let router = web::router().merge(signaling::router(links.clone())).merge(about);
 
     tasks.spawn_blocking(camera::prepare);
     let mut engine = tasks.spawn(engine.run(stopping.engine.clone()));
@@ -93,6 +93,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tasks.clone(),
         stopping.links.clone(),
     ));
+    if let Some(broker) = config.mqtt {
+        tasks.spawn(mqtt::run(links, broker));
+    }
     tasks.spawn(telemetry::feed_watchdog(pulse, parts.watched(), stopping.cameras.clone()));
 
     info!(%page, media_port, "ready");

@@ -12,7 +12,7 @@ use tokio_stream::{StreamExt, StreamMap};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::core::capture::{CameraState, CameraStatus, Demand};
+use crate::core::camera::{CameraState, CameraStatus, Demand};
 use crate::core::counters::{CameraCounters, ViewerCounters};
 use crate::core::signal::{CameraId, ClientId, Reply, Response, Signal};
 use crate::hub::{Delivery, Hub};

@@ -14,7 +14,7 @@ use edgecam::config::{Config, ConfigError, Sources};
 use edgecam::{camera, telemetry};
 use tokio::runtime::{Builder, Runtime};
 
-use self::cli::{Cli, Command, ConfigCommand};
+use self::cli::{Cli, Command, ConfigCommand, MqttCommand};
 
 fn main() -> ExitCode {
     let command = match Cli::try_parse() {
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Devices(args) => cli::devices(&args),
         Command::Token(args) => cli::token(args, wall_clock()),
         Command::Probe(args) => runtime().and_then(|runtime| runtime.block_on(cli::probe(args))),
+        Command::Mqtt(MqttCommand::Forget(args)) => mqtt_forget(&args.sources()),
         Command::Config(ConfigCommand::Show(args)) => cli::show_config(args),
     };
     match outcome {
@@ -52,6 +53,13 @@ fn run(sources: &Sources) -> anyhow::Result<()> {
     // A camera's driver that hangs in a thread must not keep us.
     runtime.shutdown_background();
     outcome
+}
+
+/// Logs, so that a broker that cannot be reached is explained.
+fn mqtt_forget(sources: &Sources) -> anyhow::Result<()> {
+    let config = Config::load(sources)?;
+    telemetry::init(&config.log, None)?;
+    runtime()?.block_on(cli::mqtt_forget(config))
 }
 
 /// Makes sure that these variables stand in the environment. A process cannot safely set them while it runs, so it starts over;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info};
 
 use crate::core::access_unit::AccessUnit;
-use crate::core::capture::Demand;
+use crate::core::camera::Demand;
 use crate::core::counters::ViewerCounters;
 use crate::core::gop_ring::{Cursor, GopRing, Next};
 use crate::core::pace::{Pace, Rate};

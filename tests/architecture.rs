@@ -26,7 +26,7 @@ const FLOORS: [(&str, u8); 16] = [
 ];
 
 /// Outside libraries that only these files may name.
-const HOMES: [(&str, &[&str]); 17] = [
+const HOMES: [(&str, &[&str]); 20] = [
     ("gstreamer", &["camera/pipeline.rs", "camera/encoder/"]),
     ("gstreamer_app", &["camera/pipeline.rs", "camera/encoder/"]),
     ("gstreamer_video", &["camera/pipeline.rs", "camera/encoder/"]),
@@ -39,6 +39,9 @@ const HOMES: [(&str, &[&str]); 17] = [
     ("ring", &["signaling/token.rs", "signaling/ice_servers.rs"]),
     ("axum", &["signaling/", "telemetry/", "web.rs", "http.rs"]),
     ("hyper", &["http.rs"]),
+    ("rumqttc", &["signaling/mqtt/broker.rs"]),
+    ("rustls", &["signaling/mqtt/tls.rs"]),
+    ("rustls_native_certs", &["signaling/mqtt/tls.rs"]),
     ("ureq", &["probe/"]),
     ("toml", &["config/"]),
     ("sd_notify", &["telemetry/"]),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use edgecam::camera::{self, CameraSettings, EncoderSettings, Prefer, Source};
 use edgecam::core::access_unit::{AccessUnit, Bitrate};
 use edgecam::core::annex_b::{Contents, Sps};
-use edgecam::core::capture::{CameraState, CameraStatus, Demand, Stream};
+use edgecam::core::camera::{CameraState, CameraStatus, Demand, Stream};
 use edgecam::core::counters::CameraCounters;
 use edgecam::core::signal::CameraId;
 use tokio::sync::{mpsc, watch};

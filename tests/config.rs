@@ -243,7 +243,10 @@ const BAD_FILES: &[(&str, &str)] = &[
         "[[camera]]\nid = \"a\"\n[camera.encoder]\nkeyframe_interval = 2",
         "camera[0].encoder.keyframe_interval: there is no such key; did you mean keyframe_interval_s? (in edgecam.toml)",
     ),
-    ("[mqtt]\nurl = \"x\"", "mqtt: MQTT is not part of this version yet; remove the section (in edgecam.toml)"),
+    (
+        "[mqtt]\npassword = \"x\"",
+        "mqtt.password: secrets stand in files of their own; name the file with password_file (in edgecam.toml)",
+    ),
     (
         "[ice]\nservers = [{ urls = [\"turn:x\"], credential = \"x\" }]",
         "ice.servers[0].credential: secrets stand in files of their own; name the file with credential_file (in edgecam.toml)",
@@ -479,7 +482,9 @@ const BAD_VARIABLES: &[(&str, &str, &str)] = &[
     (
         "EDGECAM__MQTT__URL",
         "mqtt://x",
-        "mqtt.url: MQTT is not part of this version yet; remove the section (in the variable EDGECAM__MQTT__URL)",
+        "mqtt.url: whoever may speak with the broker can watch, and nothing asks who that is; set auth.token_key_file, \
+         or auth.anyone_may_watch = true if the broker's own access rules are enough for you \
+         (in the variable EDGECAM__MQTT__URL)",
     ),
     (
         "EDGECAM__HTTP__LISTEN",

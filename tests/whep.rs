@@ -7,7 +7,7 @@ mod door;
 use std::time::Duration;
 
 use door::{Answer, Door, PWD, Plan, UFRAG, offer, silent, stream, token};
-use edgecam::core::capture::{CameraState, CameraStatus};
+use edgecam::core::camera::{CameraState, CameraStatus};
 use edgecam::core::signal::{CloseReason, Reply, Signal};
 use edgecam::signaling::LinkSettings;
 use tokio::io::AsyncWriteExt;

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use crate::core::access_unit::{AccessUnit, Bitrate};
-use crate::core::capture::{CameraStatus, Demand, Stream};
+use crate::core::camera::{CameraStatus, Demand, Stream};
 use crate::core::counters::CameraCounters;
 use crate::core::signal::CameraId;
 

@@ -13,7 +13,7 @@ use super::input::{self, Choice, Encoding, Rate, Wanted};
 use super::pipeline::{CapturePlan, Pipeline, Plan};
 use super::{CameraSettings, Feed, Open, Opened, Prefer, Source, SourceError};
 use crate::core::access_unit::Bitrate;
-use crate::core::capture::Stream;
+use crate::core::camera::Stream;
 
 pub(super) struct Opener {
     settings: CameraSettings,

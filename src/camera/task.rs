@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info, warn};
 
 use super::{EncoderSettings, Feed, Open, Opened, Sink, SourceError, VideoSource, now};
-use crate::core::capture::{CameraState, CameraStatus, Capture, Demand, Patience, Step, Stream};
+use crate::core::camera::{CameraState, CameraStatus, Demand, Stream};
+use crate::core::capture::{Capture, Patience, Step};
 use crate::core::counters::CameraCounters;
 
 /// Running, yet no picture for so long: stalled.

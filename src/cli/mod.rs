@@ -13,6 +13,7 @@ use edgecam::config::{Config, Flag, Sources};
 use edgecam::core::signal::CameraId;
 use edgecam::probe::{self, Endpoint, ProbeSettings};
 use edgecam::signaling::access::Rule;
+use edgecam::signaling::mqtt;
 use edgecam::signaling::token::{self, Grant, Permission};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +39,9 @@ pub(crate) enum Command {
     Token(TokenArgs),
     /// Watch a camera for five seconds without a screen, and say what came; exit with 1 when no picture does
     Probe(ProbeArgs),
+    /// Deal with the MQTT broker
+    #[command(subcommand)]
+    Mqtt(MqttCommand),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -100,6 +104,12 @@ pub(crate) struct ProbeArgs {
     /// How long to watch, from the first picture on
     #[arg(long, value_name = "N", default_value_t = 5)]
     seconds: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MqttCommand {
+    /// Take back everything the broker keeps of this device, Home Assistant's announcement too; stop the daemon first
+    Forget(ConfigArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -194,6 +204,19 @@ pub(crate) async fn probe(args: ProbeArgs) -> anyhow::Result<()> {
         Some(shortfall) => Err(shortfall.into()),
         None => Ok(()),
     }
+}
+
+/// Clears the topics that the broker keeps of this device, and prints them.
+///
+/// # Errors
+/// There is no broker, or it cannot be reached; what is wrong with the configuration; a closed stdout.
+pub(crate) async fn mqtt_forget(config: Config) -> anyhow::Result<()> {
+    let Some(settings) = config.mqtt else { bail!("no broker is configured; set mqtt.url") };
+    let cameras: Vec<CameraId> = config.cameras.iter().map(|camera| camera.id.clone()).collect();
+    for topic in mqtt::forget(settings, &config.device, &cameras).await? {
+        writeln!(io::stdout(), "cleared: {topic}")?;
+    }
+    Ok(())
 }
 
 fn known_camera(id: &str, config: &Config) -> anyhow::Result<CameraId> {

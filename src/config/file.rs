@@ -15,6 +15,7 @@ pub(super) struct ConfigToml {
     pub(super) http: HttpToml,
     pub(super) ice: IceToml,
     pub(super) auth: AuthToml,
+    pub(super) mqtt: MqttToml,
     pub(super) limits: LimitsToml,
     pub(super) log: LogToml,
     pub(super) camera: Vec<CameraToml>,
@@ -60,6 +61,21 @@ pub(super) struct IceServerToml {
 pub(super) struct AuthToml {
     pub(super) token_key_file: String,
     pub(super) anyone_may_watch: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct MqttToml {
+    pub(super) url: String,
+    pub(super) username: String,
+    pub(super) password_file: String,
+    pub(super) ca_file: String,
+    pub(super) client_cert_file: String,
+    pub(super) client_key_file: String,
+    pub(super) prefix: String,
+    pub(super) home_assistant: bool,
+    pub(super) discovery_prefix: String,
+    pub(super) page_url: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,6 +149,7 @@ impl Default for ConfigToml {
             http: HttpToml::default(),
             ice: IceToml::default(),
             auth: AuthToml::default(),
+            mqtt: MqttToml::default(),
             limits: LimitsToml::default(),
             log: LogToml::default(),
             // Something to see before anything is configured.
@@ -157,6 +174,23 @@ impl Default for HttpToml {
 impl Default for IceToml {
     fn default() -> Self {
         Self { udp_port: 8189, interfaces: Vec::new(), advertise: Vec::new(), servers: Vec::new() }
+    }
+}
+
+impl Default for MqttToml {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            username: String::new(),
+            password_file: String::new(),
+            ca_file: String::new(),
+            client_cert_file: String::new(),
+            client_key_file: String::new(),
+            prefix: "edgecam".into(),
+            home_assistant: false,
+            discovery_prefix: "homeassistant".into(),
+            page_url: String::new(),
+        }
     }
 }
 

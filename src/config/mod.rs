@@ -5,6 +5,7 @@
 //! (`shape.rs`), and turned into settings that cannot be wrong (`settings.rs`). This module knows the parts, never the
 //! reverse; no part sees more than its own settings.
 
+mod broker;
 mod error;
 mod file;
 mod layers;
@@ -30,6 +31,7 @@ use crate::net::MediaSettings;
 use crate::signaling::LinkSettings;
 use crate::signaling::access::AccessSettings;
 use crate::signaling::ice_servers::IceServer;
+use crate::signaling::mqtt::MqttSettings;
 use crate::telemetry::LogSettings;
 
 /// What every part is started with.
@@ -44,6 +46,8 @@ pub struct Config {
     /// What viewers are told of.
     pub ice_servers: Vec<IceServer>,
     pub access: AccessSettings,
+    /// `None`: there is no broker.
+    pub mqtt: Option<MqttSettings>,
     pub links: LinkSettings,
     pub sessions: SessionsSettings,
     /// A viewer who has answered nothing for so long is gone.
@@ -98,7 +102,7 @@ impl Config {
 
     /// `None`: the findings hold at least one problem.
     fn from_file(file: ConfigToml, sources: &Sources, findings: &mut Findings) -> Option<Self> {
-        let ConfigToml { device, http, ice, auth, limits, log, camera } = file;
+        let ConfigToml { device, http, ice, auth, mqtt, limits, log, camera } = file;
         let mut warnings = Vec::new();
         if sources.has_files() && findings.origin("camera[0].id") == BY_DEFAULT {
             warnings.push("no [[camera]] is configured; showing the built-in test camera".into());
@@ -111,8 +115,10 @@ impl Config {
         let listener = findings.keep("http", HttpSettings::try_from(&http));
         let listen = findings.keep("http", settings::listen(&http));
         let access = listen.zip(device.clone()).and_then(|(listen, device)| {
-            findings.keep("", settings::access(auth, http, listen, device, &secrets, &mut warnings))
+            let access = settings::access(auth, http, !mqtt.url.is_empty(), listen, device, &secrets, &mut warnings);
+            findings.keep("", access)
         });
+        let mqtt = findings.keep("mqtt", broker::mqtt(mqtt, &secrets, &mut warnings));
         let media = listen.and_then(|listen| findings.keep("ice", settings::media(&ice, listen)));
         let mut ice_servers = Vec::new();
         for (index, server) in ice.servers.into_iter().enumerate() {
@@ -144,6 +150,7 @@ impl Config {
             media: media?,
             ice_servers,
             access: access?,
+            mqtt: mqtt?,
             links: links?,
             sessions: sessions?,
             lost_after: lost_after?,

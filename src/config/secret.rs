@@ -26,22 +26,35 @@ impl<'a> Secrets<'a> {
     /// Names the file that could not be read, or that it is empty.
     pub(super) fn read(&self, key: &str, name: &str, warnings: &mut Vec<String>) -> Result<String, Wrong> {
         let path = self.find(name);
-        let wrong = |what: String| Wrong::new(key, what);
-        let text = fs::read_to_string(&path)
-            .map_err(|error| wrong(format!("the secret in {} cannot be read: {error}", path.display())))?;
+        let text = read(key, &path, "secret")?;
         if open_to_others(&path) {
             warnings.push(format!("{0} can be read by other users; run: chmod go= {0}", path.display()));
         }
-        match text.trim() {
-            "" => Err(wrong(format!("{} is empty", path.display()))),
-            secret => Ok(secret.to_owned()),
-        }
+        Ok(text)
+    }
+
+    /// The same for a certificate, which everybody may know.
+    ///
+    /// # Errors
+    /// Names the file that could not be read, or that it is empty.
+    pub(super) fn read_certificate(&self, key: &str, name: &str) -> Result<String, Wrong> {
+        read(key, &self.find(name), "certificate")
     }
 
     fn find(&self, name: &str) -> PathBuf {
         // An absolute name replaces the folder it is joined to.
         let credential = self.credentials.map(|folder| Path::new(folder).join(name));
         credential.filter(|path| path.exists()).unwrap_or_else(|| self.folder.join(name))
+    }
+}
+
+fn read(key: &str, path: &Path, kind: &str) -> Result<String, Wrong> {
+    let wrong = |what: String| Wrong::new(key, what);
+    let text = fs::read_to_string(path)
+        .map_err(|error| wrong(format!("the {kind} in {} cannot be read: {error}", path.display())))?;
+    match text.trim() {
+        "" => Err(wrong(format!("{} is empty", path.display()))),
+        text => Ok(text.to_owned()),
     }
 }
 

@@ -66,6 +66,7 @@ pub(super) fn listen(http: &HttpToml) -> Result<SocketAddr, Wrong> {
 pub(super) fn access(
     auth: AuthToml,
     http: HttpToml,
+    has_broker: bool,
     listen: SocketAddr,
     device: String,
     secrets: &Secrets,
@@ -81,6 +82,11 @@ pub(super) fn access(
              or auth.anyone_may_watch = true if that is what you want"
         );
         return Err(Wrong::new("http.listen", what));
+    }
+    if has_broker && token_key_file.is_empty() && !anyone_may_watch {
+        let what = "whoever may speak with the broker can watch, and nothing asks who that is; set auth.token_key_file, \
+                    or auth.anyone_may_watch = true if the broker's own access rules are enough for you";
+        return Err(Wrong::new("mqtt.url", what));
     }
     if let Some(origin) = http.allowed_origins.iter().find(|origin| !is_origin(origin)) {
         let what = format!("{origin:?} is not an origin; write it like https://panel.example.org, without a path");

@@ -64,7 +64,7 @@ impl Shape {
             match &here.kind {
                 ValueKind::Table(table) => match table.get(name) {
                     Some(next) => here = next,
-                    None => return Found::Nothing(self.unknown(&above, here, name)),
+                    None => return Found::Nothing(self.unknown(here, name)),
                 },
                 ValueKind::Array(_) => return Found::List,
                 _ => return Found::Nothing(format!("{above} is a single value and has no keys")),
@@ -94,7 +94,7 @@ impl Shape {
                     let below = join(key, name);
                     match keys.get(name).or_else(|| keys.get(ANY_KEY)) {
                         Some(next) => self.compare(value, next, &below, wrong),
-                        None => wrong.push(Wrong::new(below, self.unknown(key, wanted, name))),
+                        None => wrong.push(Wrong::new(below, self.unknown(wanted, name))),
                     }
                 }
             }
@@ -113,11 +113,8 @@ impl Shape {
         }
     }
 
-    /// What to say of the unknown key `name` in the section `above`.
-    fn unknown(&self, above: &str, section: &Value, name: &str) -> String {
-        if above.is_empty() && name == "mqtt" {
-            return "MQTT is not part of this version yet; remove the section".into();
-        }
+    /// What to say of the unknown key `name` in `section`.
+    fn unknown(&self, section: &Value, name: &str) -> String {
         let siblings: Vec<&str> = sorted(section).map(|(name, _)| name).collect();
         if let Some(near) = nearest(name, &siblings) {
             return match near.strip_suffix("_file") {

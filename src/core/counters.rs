@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::signal::CloseReason;
+
 /// A number that only goes up, or (through [`Count::set`]) a level.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
@@ -78,7 +80,7 @@ pub struct CameraCounters {
 pub struct ViewerCounters {
     pub sessions_opened: Count,
     /// In the order of `CloseReason::ALL`.
-    pub sessions_closed: [Count; 6],
+    pub sessions_closed: [Count; CloseReason::ALL.len()],
     /// Access units handed to viewers, and those a slow viewer missed.
     pub units_sent: Count,
     pub units_skipped: Count,
@@ -131,4 +133,79 @@ pub struct LinkCounters {
     pub messages_refused: Count,
     /// Requests without a sufficient token, or from a foreign page.
     pub denied: Count,
+    pub mqtt: MqttCounters,
+}
+
+/// The figures of the link to the MQTT broker.
+#[derive(Debug, Default)]
+pub struct MqttCounters {
+    /// Level: 1 while the broker can be spoken to.
+    pub connected: Count,
+    /// Times a connection came up, and times one could not be made or was lost.
+    pub connects: Count,
+    pub failures: Count,
+    pub messages_received: Count,
+    pub messages_sent: Count,
+    /// In the order of [`MqttDrop::ALL`].
+    pub messages_dropped: [Count; MqttDrop::ALL.len()],
+    /// Topics that the broker did not let us subscribe to or publish on.
+    pub topics_refused: Count,
+}
+
+impl MqttCounters {
+    pub fn dropped(&self, reason: MqttDrop) {
+        self.messages_dropped[reason as usize].add(1);
+    }
+}
+
+/// Why a message from or for the broker went no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MqttDrop {
+    /// From the broker: more came than could be looked at.
+    Flooded,
+    /// A sender, or all of them, went over the rate.
+    RateLimited,
+    /// Signalling that the broker had kept: it is stale.
+    Retained,
+    /// Not one of our topics, or a name in it that cannot be one.
+    BadTopic,
+    /// The same offer once more.
+    Repeated,
+    /// It could not be understood, or asked for what there is not.
+    Refused,
+    /// For the broker: there was no connection.
+    Away,
+    /// The broker did not take its messages as fast as they came.
+    Full,
+    /// Larger than the broker takes, or than we send.
+    TooLarge,
+}
+
+impl MqttDrop {
+    pub const ALL: [Self; 9] = [
+        Self::Flooded,
+        Self::RateLimited,
+        Self::Retained,
+        Self::BadTopic,
+        Self::Repeated,
+        Self::Refused,
+        Self::Away,
+        Self::Full,
+        Self::TooLarge,
+    ];
+
+    /// The label in metrics.
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::Flooded => "flooded",
+            Self::RateLimited => "rate-limited",
+            Self::Retained => "retained",
+            Self::BadTopic => "bad-topic",
+            Self::Repeated => "repeated",
+            Self::Refused => "refused",
+            Self::Away => "away",
+            Self::Full => "full",
+            Self::TooLarge => "too-large",
+        }
+    }
 }

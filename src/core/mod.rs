@@ -5,6 +5,7 @@
 pub mod access_unit;
 pub mod annex_b;
 pub mod backoff;
+pub mod camera;
 pub mod capture;
 pub mod counters;
 pub mod gop_ring;

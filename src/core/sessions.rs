@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::access_unit::Bitrate;
-use super::capture::Demand;
+use super::camera::Demand;
 use super::counters::ViewerCounters;
 use super::session::{Event, State};
 use super::signal::{

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::token::Grant;
 use super::{CameraBoard, Links, rim};
-use crate::core::capture::{CameraState, Stream};
+use crate::core::camera::{CameraState, Stream};
 
 pub(super) fn router(links: Arc<Links>) -> Router {
     Router::new()

@@ -6,6 +6,7 @@
 pub mod access;
 mod api;
 pub mod ice_servers;
+pub mod mqtt;
 mod problem;
 mod rim;
 pub mod sdpfrag;
@@ -25,10 +26,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::access::Access;
+use self::access::{Access, Denied, permit};
 use self::ice_servers::{IceServer, OfferedServer};
+use self::token::{Grant, Permission};
+use self::wire::{Fault, Welcome};
 use crate::core::access_unit::AccessUnit;
-use crate::core::capture::{CameraStatus, Switch};
+use crate::core::camera::{CameraStatus, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters};
 use crate::core::signal::{CameraId, ClientId, Correlation, RejectReason, Request, Response};
 use crate::core::trigger::{Event, Trigger};
@@ -138,6 +141,27 @@ impl Links {
         self.ice_servers.iter().map(|server| server.offered(wall_clock())).collect()
     }
 
+    /// The camera that an offer means: the one it names, or the first that this viewer may watch.
+    fn camera_for(&self, named: Option<CameraId>, grant: &Grant) -> Result<CameraId, Denied> {
+        let mut all = self.cameras.iter().map(|board| &board.id);
+        let camera = named.or_else(|| all.find(|camera| grant.covers(camera)).cloned());
+        let camera = camera.ok_or(Denied::NotAllowed)?;
+        permit(grant, Permission::View, &camera)?;
+        Ok(camera)
+    }
+
+    /// What a viewer with this grant is told first.
+    fn welcome(&self, grant: Option<&Grant>) -> Welcome {
+        let covers = |camera: &&CameraId| grant.is_some_and(|grant| grant.covers(camera));
+        Welcome {
+            device: self.device.clone(),
+            cameras: self.cameras.iter().map(|board| &board.id).filter(covers).cloned().collect(),
+            ice_servers: self.offered_servers(),
+            max_candidates: self.settings.max_candidates,
+            idle_ms: None,
+        }
+    }
+
     /// Hands a request to the engine. A client waits a moment for room in the channel, which slows down this one only.
     async fn submit(&self, request: Request, outbox: Outbox) -> Result<(), RejectReason> {
         const PATIENCE: Duration = Duration::from_secs(1);
@@ -145,6 +169,18 @@ impl Links {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(RejectReason::ShuttingDown),
             Err(_) => Err(RejectReason::Busy { retry_after: PATIENCE }),
+        }
+    }
+}
+
+impl From<&Denied> for Fault {
+    fn from(denied: &Denied) -> Self {
+        Self {
+            id: None,
+            session: None,
+            code: denied.slug(),
+            message: denied.to_string(),
+            retry_after_ms: denied.retry_after().map(|wait| wait.as_millis()),
         }
     }
 }

@@ -14,9 +14,9 @@ use axum::routing::get;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::access::{Denied, permit};
+use super::access::Denied;
 use super::problem::Problem;
-use super::token::{Grant, Permission};
+use super::token::Grant;
 use super::wire::{self, Fault, Incoming, Outgoing, Said, Token, Welcome};
 use super::{Inbound, LinkSettings, Links, Outbox, clock, rim, unguessable_name};
 use crate::core::pace::{Pace, Rate};
@@ -164,12 +164,15 @@ impl Conversation {
 
     async fn answer(&mut self, Incoming { id, said, bare }: Incoming, socket: &mut WebSocket) -> Result<(), End> {
         self.bare |= bare;
+        if let Said::Offer { token: Some(token), .. } = &said {
+            self.introduce(Some(&token.0), &id)?;
+        }
         let (session, signal) = match (said, &self.grant) {
             (Said::Hello { token, camera }, _) => return self.greet(id, token, camera, socket).await,
             (_, None) => return Err(denied(&id, &Denied::TokenNeeded)),
             (Said::Ping, Some(_)) => return send(socket, &Outgoing::Pong { id }, false).await,
             (Said::Signal { session, signal }, Some(_)) => (session, signal),
-            (Said::Offer { session, camera, sdp }, Some(grant)) => match self.camera_for(camera, grant) {
+            (Said::Offer { session, camera, sdp, token: _ }, Some(grant)) => match self.camera_for(camera, grant) {
                 Ok(camera) => (session, Signal::Offer { camera, sdp }),
                 Err(denied) => {
                     self.links.counters.denied.add(1);
@@ -193,13 +196,8 @@ impl Conversation {
         send(socket, &Outgoing::Welcome { id, welcome: &self.welcome() }, false).await
     }
 
-    /// The camera that an offer means: the one it names, or `hello` did, or the first that this viewer may watch.
     fn camera_for(&self, named: Option<CameraId>, grant: &Grant) -> Result<CameraId, Denied> {
-        let mut all = self.links.cameras.iter().map(|board| &board.id);
-        let camera = named.or_else(|| self.camera.clone()).or_else(|| all.find(|camera| grant.covers(camera)).cloned());
-        let camera = camera.ok_or(Denied::NotAllowed)?;
-        permit(grant, Permission::View, &camera)?;
-        Ok(camera)
+        self.links.camera_for(named.or_else(|| self.camera.clone()), grant)
     }
 
     async fn submit(&self, request: Request, socket: &mut WebSocket) -> Result<(), End> {
@@ -224,14 +222,8 @@ impl Conversation {
     }
 
     fn welcome(&self) -> Welcome {
-        let covers = |camera: &&CameraId| self.grant.as_ref().is_some_and(|grant| grant.covers(camera));
-        Welcome {
-            device: self.links.device.clone(),
-            cameras: self.links.cameras.iter().map(|board| &board.id).filter(covers).cloned().collect(),
-            ice_servers: self.links.offered_servers(),
-            max_candidates: self.links.settings.max_candidates,
-            idle_ms: self.links.settings.idle_timeout.as_millis(),
-        }
+        let idle_ms = Some(self.links.settings.idle_timeout.as_millis());
+        Welcome { idle_ms, ..self.links.welcome(self.grant.as_ref()) }
     }
 
     fn keep_pace(&mut self) -> Result<(), End> {
@@ -339,13 +331,7 @@ fn denied(id: &Correlation, denied: &Denied) -> End {
 }
 
 fn fault_of(id: &Correlation, denied: &Denied) -> Fault {
-    Fault {
-        id: id.clone(),
-        session: None,
-        code: denied.slug(),
-        message: denied.to_string(),
-        retry_after_ms: denied.retry_after().map(|wait| wait.as_millis()),
-    }
+    Fault { id: id.clone(), ..denied.into() }
 }
 
 fn no_fault() -> Fault {

@@ -54,6 +54,8 @@ pub enum Said {
         session: SessionName,
         camera: Option<CameraId>,
         sdp: String,
+        /// In place of a `hello` before it, so that one message is enough.
+        token: Option<Token>,
     },
     /// About a session that the viewer has opened.
     Signal {
@@ -79,8 +81,8 @@ pub struct Welcome {
     pub cameras: Vec<CameraId>,
     pub ice_servers: Vec<OfferedServer>,
     pub max_candidates: usize,
-    /// A socket that is silent for so long is closed.
-    pub idle_ms: u128,
+    /// A client that is silent for so long is gone; `None`: it may be silent for ever.
+    pub idle_ms: Option<u128>,
 }
 
 /// An `error` message: a stable word, a sentence, and when to try again.
@@ -208,7 +210,10 @@ impl Envelope {
     fn said_bare(self) -> Result<(Said, bool), WireError> {
         let session = SessionName::new(BARE_SESSION).map_err(|error| bad_name("session", &error))?;
         let said = match self.sdp {
-            Some(sdp) => Said::Offer { session, camera: None, sdp: sdp_of(self.r#type.as_ref(), Some(&sdp))? },
+            Some(sdp) => {
+                let sdp = sdp_of(self.r#type.as_ref(), Some(&sdp))?;
+                Said::Offer { session, camera: None, sdp, token: None }
+            }
             None => Said::Signal { session, signal: self.candidate()? },
         };
         Ok((said, true))
@@ -223,11 +228,10 @@ impl Envelope {
         }
         let kind = text("type", self.r#type.as_ref())?.ok_or_else(|| field("type", "is missing"))?;
         let said = match kind {
-            "hello" => Said::Hello {
-                token: text("token", self.token.as_ref())?.map(|token| Token(token.to_owned())),
-                camera: self.camera()?,
-            },
-            "offer" => Said::Offer { session: self.session()?, camera: self.camera()?, sdp: self.sdp()? },
+            "hello" => Said::Hello { token: self.token()?, camera: self.camera()? },
+            "offer" => {
+                Said::Offer { session: self.session()?, camera: self.camera()?, sdp: self.sdp()?, token: self.token()? }
+            }
             "candidate" => Said::Signal { session: self.session()?, signal: self.candidate()? },
             "restart" => Said::Signal { session: self.session()?, signal: Signal::Restart { sdp: self.sdp()? } },
             "bye" => Said::Signal { session: self.session()?, signal: Signal::Bye },
@@ -245,6 +249,10 @@ impl Envelope {
     fn camera(&self) -> Result<Option<CameraId>, WireError> {
         let name = text("camera", self.camera.as_ref())?;
         name.map(CameraId::new).transpose().map_err(|error| bad_name("camera", &error))
+    }
+
+    fn token(&self) -> Result<Option<Token>, WireError> {
+        Ok(text("token", self.token.as_ref())?.map(|token| Token(token.to_owned())))
     }
 
     fn candidate(&self) -> Result<Signal, WireError> {
@@ -303,14 +311,18 @@ fn welcome_json(welcome: &Welcome) -> Value {
     let Welcome { device, cameras, ice_servers, max_candidates, idle_ms } = welcome;
     let cameras: Vec<_> = cameras.iter().map(CameraId::as_str).collect();
     let ice_servers: Vec<_> = ice_servers.iter().map(server_json).collect();
-    json!({
+    let mut json = json!({
         "type": "welcome",
         "versions": [VERSION],
         "device": device,
         "cameras": cameras,
         "ice_servers": ice_servers,
-        "limits": { "message_bytes": MAX_MESSAGE, "candidates": max_candidates, "idle_ms": millis(*idle_ms) },
-    })
+        "limits": { "message_bytes": MAX_MESSAGE, "candidates": max_candidates },
+    });
+    if let Some(idle_ms) = idle_ms {
+        json["limits"]["idle_ms"] = millis(*idle_ms).into();
+    }
+    json
 }
 
 /// An `RTCIceServer` (W3C webrtc-pc): absent members are left out, for `null` is not allowed there.

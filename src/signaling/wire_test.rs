@@ -32,7 +32,7 @@ fn an_offer_carries_the_browsers_own_object() {
     let incoming = decode(message.as_bytes()).unwrap();
     assert_eq!(incoming.id, Some(Arc::from("a")));
     let camera = Some(CameraId::new("front").unwrap());
-    assert_eq!(incoming.said, Said::Offer { session: session("s"), camera, sdp: "v=0".into() });
+    assert_eq!(incoming.said, Said::Offer { session: session("s"), camera, sdp: "v=0".into(), token: None });
     assert!(!incoming.bare);
 }
 
@@ -56,7 +56,10 @@ fn every_way_browsers_write_a_candidate_is_understood() {
 fn a_client_without_envelope_is_understood() {
     let offer = decode(br#"{"type":"offer","sdp":"v=0"}"#).unwrap();
     assert!(offer.bare);
-    assert_eq!(offer.said, Said::Offer { session: session(BARE_SESSION), camera: None, sdp: "v=0".into() });
+    assert_eq!(
+        offer.said,
+        Said::Offer { session: session(BARE_SESSION), camera: None, sdp: "v=0".into(), token: None }
+    );
 
     for (message, line) in [
         (r#"{"candidate":"candidate:1","sdpMid":"0","sdpMLineIndex":0}"#, "candidate:1"),
@@ -211,7 +214,7 @@ fn ours_like(example: &Value) -> Value {
                 cameras: vec![],
                 ice_servers: vec![server],
                 max_candidates: 64,
-                idle_ms: 45_000,
+                idle_ms: Some(45_000),
             };
             encode(&Outgoing::Welcome { id: Some("1".into()), welcome: &welcome }, false)
         }

@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 
 use super::WatchedCamera;
-use crate::core::capture::CameraState;
+use crate::core::camera::CameraState;
 
 /// What is looked at when somebody asks.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::core::capture::CameraStatus;
+    use crate::core::camera::CameraStatus;
     use crate::core::counters::CameraCounters;
     use crate::core::signal::CameraId;
 

@@ -87,7 +87,7 @@ pub fn init(settings: &LogSettings, journal_stream: Option<&str>) -> Result<(), 
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// Crates that log at INFO what is DEBUG to us, or at WARN what a viewer can provoke at will.
-const NOISY: [(&str, usize); 4] = [("webrtc", 1), ("rtc", 1), ("rtc_dtls", 0), ("rtc_ice", 0)];
+const NOISY: [(&str, usize); 5] = [("webrtc", 1), ("rtc", 1), ("rtc_dtls", 0), ("rtc_ice", 0), ("rumqttc", 0)];
 
 /// Directives that keep noisy crates down, but never make them louder than `base`.
 fn quiet(base: usize) -> String {

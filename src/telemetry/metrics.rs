@@ -23,7 +23,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio_util::task::TaskTracker;
 
 use super::{MayRead, WatchedCamera};
-use crate::core::counters::{CameraCounters, Count, Histogram, LinkCounters, ViewerCounters};
+use crate::core::counters::{CameraCounters, Count, Histogram, LinkCounters, MqttDrop, ViewerCounters};
 use crate::core::signal::CloseReason;
 
 /// All figures of the daemon.
@@ -167,7 +167,7 @@ impl Collector for Viewers {
 struct Links(Arc<LinkCounters>);
 
 impl Links {
-    const COUNTED: [Counted<LinkCounters>; 7] = [
+    const COUNTED: [Counted<LinkCounters>; 12] = [
         ("connections_refused", "Connections turned away for want of a place", |l| &l.connections_refused),
         ("connections_cut", "Connections cut off for being too slow", |l| &l.connections_cut),
         ("websockets_opened", "WebSockets opened", |l| &l.sockets_opened),
@@ -175,8 +175,14 @@ impl Links {
         ("messages_received", "WebSocket messages", |l| &l.messages),
         ("messages_refused", "WebSocket messages answered with an error by the link itself", |l| &l.messages_refused),
         ("requests_denied", "Requests without a sufficient token, or from a foreign page", |l| &l.denied),
+        ("mqtt_connects", "Connections to the MQTT broker that came up", |l| &l.mqtt.connects),
+        ("mqtt_failures", "Connections to the MQTT broker that failed or were lost", |l| &l.mqtt.failures),
+        ("mqtt_messages_received", "Messages from the MQTT broker", |l| &l.mqtt.messages_received),
+        ("mqtt_messages_sent", "Messages handed to the MQTT broker", |l| &l.mqtt.messages_sent),
+        ("mqtt_topics_refused", "Topics the MQTT broker refused", |l| &l.mqtt.topics_refused),
     ];
-    const LEVELS: [Counted<LinkCounters>; 2] = [
+    const LEVELS: [Counted<LinkCounters>; 3] = [
+        ("mqtt_connected", "1 while the MQTT broker can be spoken to", |l| &l.mqtt.connected),
         ("connections", "TCP connections that hold a place, WebSockets among them", |l| &l.connections),
         ("whep_sessions", "WHEP sessions that have a URL", |l| &l.whep_sessions),
     ];
@@ -191,6 +197,11 @@ impl Collector for Links {
         for (name, help, count) in Self::LEVELS {
             let gauge = ConstGauge::new(level(count(&self.0)));
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        let help = "Messages from and for the MQTT broker that went no further, by reason";
+        let mut family = encoder.encode_descriptor("mqtt_messages_dropped", help, None, MetricType::Counter)?;
+        for (reason, count) in MqttDrop::ALL.iter().zip(&self.0.mqtt.messages_dropped) {
+            ConstCounter::new(count.get()).encode(family.encode_family(&[("reason", reason.slug())])?)?;
         }
         Ok(())
     }
@@ -220,7 +231,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::core::capture::{CameraState, CameraStatus};
+    use crate::core::camera::{CameraState, CameraStatus};
     use crate::core::signal::CameraId;
 
     #[test]
@@ -254,7 +265,12 @@ mod tests {
     #[test]
     fn what_the_links_turned_away_is_told() {
         let text = figures().render().unwrap();
-        for line in ["edgecam_requests_denied_total 6", "edgecam_connections 1"] {
+        for line in [
+            "edgecam_requests_denied_total 6",
+            "edgecam_connections 1",
+            "edgecam_mqtt_connected 0",
+            "edgecam_mqtt_messages_dropped_total{reason=\"retained\"} 2",
+        ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
     }
@@ -306,6 +322,8 @@ mod tests {
         };
         let links = LinkCounters::default();
         links.denied.add(6);
+        links.mqtt.dropped(MqttDrop::Retained);
+        links.mqtt.dropped(MqttDrop::Retained);
         links.connections.set(1);
         Metrics::new(vec![camera], Arc::new(viewers), Arc::new(links), TaskTracker::new())
     }

@@ -15,7 +15,7 @@ pub use self::health::{Health, Reasons};
 pub use self::log::{BadLevel, LogError, LogFormat, LogSettings, init};
 pub use self::metrics::Metrics;
 pub use self::systemd::{Progress, Pulse, feed_watchdog, ready, status, stopping};
-use crate::core::capture::CameraStatus;
+use crate::core::camera::CameraStatus;
 use crate::core::counters::CameraCounters;
 use crate::core::signal::CameraId;
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::WatchedCamera;
-use crate::core::capture::CameraState;
+use crate::core::camera::CameraState;
 use crate::core::counters::Count;
 
 /// Everything is up: listeners bound, parts started. `status` is one line for `systemctl status`.
@@ -111,7 +111,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::core::capture::CameraStatus;
+    use crate::core::camera::CameraStatus;
     use crate::core::counters::CameraCounters;
     use crate::core::signal::CameraId;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgecam::core::capture::{CameraState, CameraStatus, Stream};
+use edgecam::core::camera::{CameraState, CameraStatus, Stream};
 use edgecam::core::counters::LinkCounters;
 use edgecam::core::signal::{Address, CameraId, CloseReason, RejectReason, Reply, Request, Response, Signal};
 use edgecam::http::{self, HttpSettings};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use edgecam::core::access_unit::{AccessUnit, Bitrate};
-use edgecam::core::capture::Demand;
+use edgecam::core::camera::Demand;
 use edgecam::core::counters::ViewerCounters;
 use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
 use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, Reply, Request, SessionName, Signal};
