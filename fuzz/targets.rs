@@ -12,9 +12,10 @@ use edgecam::core::access_unit::AccessUnit;
 use edgecam::core::annex_b::{Contents, Sps, access_units, nal_units};
 use edgecam::core::signal::RejectReason;
 use edgecam::peer::{Identity, Peer, PeerSettings, Picture};
+use edgecam::signaling::is_type;
 use edgecam::signaling::sdpfrag::{Fragment, IceCredentials, restarted};
 use edgecam::signaling::token::{TokenKey, check};
-use edgecam::signaling::whep::{is_type, matches_tag};
+use edgecam::signaling::whep::matches_tag;
 use edgecam::signaling::wire::{Fault, MAX_MESSAGE, Outgoing, decode, encode};
 use ring::hmac;
 

@@ -6,7 +6,7 @@
 //!                          └─ datagrams ─▶ viewers
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::camera::{self, CameraSettings};
+use crate::camera::{self, CameraSettings, still};
 use crate::config::Config;
 use crate::core::camera::{CameraState, CameraStatus, Demand, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters, ViewerCounters};
+use crate::core::sessions::SessionsSettings;
 use crate::core::signal::CameraId;
 use crate::engine::{CameraLine, Engine};
 use crate::hub::Hub;
@@ -31,6 +32,7 @@ use crate::peer::{Identity, PeerSettings};
 use crate::publisher::{Publisher, PublisherSettings};
 use crate::signaling::access::Access;
 use crate::signaling::{self, CameraBoard, Links, mqtt};
+use crate::switches::{self, SwitchFile};
 use crate::telemetry::{self, Health, Metrics, Pulse, Reasons, WatchedCamera};
 use crate::{http, web};
 
@@ -51,15 +53,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let tasks = TaskTracker::new();
     let stopping = Stopping::default();
-    let parts = Parts::new(&config);
+    let switches = SwitchFile::new(config.state_dir.clone());
+    let switched_off = switches.load(config.cameras.iter().map(|camera| camera.id.clone()));
+    let parts = Parts::new(&config, &switched_off);
     let (requests, inbox) = mpsc::channel(INBOX);
     let pulse = Pulse::default();
+    let events = broadcast::Sender::new(EVENTS);
+    let switching = watch::Sender::new(switched_off.clone());
+    tasks.spawn(switches::keep(switches, switched_off.clone(), switching.subscribe(), parts.switches()));
     let engine = Engine {
-        publisher: publisher(&config, parts.viewers.clone())?,
+        publisher: publisher(&config, switched_off, parts.viewers.clone())?,
         socket,
         hub: parts.hub.clone(),
         inbox,
         cameras: parts.lines(),
+        events: events.clone(),
+        switched_off: switching,
         counters: parts.viewers.clone(),
         pulse: pulse.clone(),
     };
@@ -67,8 +76,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         device: config.device.clone(),
         cameras: parts.boards(&config),
         engine: requests,
-        events: broadcast::Sender::new(EVENTS),
-        make_jpeg: Arc::new(|_| Err("stills are not made yet".into())),
+        events,
+        make_jpeg: Arc::new(|keyframe| still::jpeg(&keyframe).map_err(|error| error.to_string())),
         access: Access::new(config.access.clone()),
         ice_servers: config.ice_servers.clone(),
         settings: config.links.clone(),
@@ -158,10 +167,11 @@ struct CameraPart {
 }
 
 impl Parts {
-    fn new(config: &Config) -> Self {
+    fn new(config: &Config, switched_off: &BTreeSet<CameraId>) -> Self {
+        let camera = |camera: &CameraSettings| CameraPart::new(camera, !switched_off.contains(&camera.id));
         Self {
             hub: Hub::new(config.cameras.iter().map(|camera| camera.id.clone())),
-            cameras: config.cameras.iter().map(CameraPart::new).collect(),
+            cameras: config.cameras.iter().map(camera).collect(),
             viewers: Arc::default(),
             links: Arc::default(),
             reasons: Reasons::default(),
@@ -189,6 +199,10 @@ impl Parts {
         self.cameras.iter().zip(places).map(board).collect()
     }
 
+    fn switches(&self) -> BTreeMap<CameraId, watch::Sender<Switch>> {
+        self.cameras.iter().map(|camera| (camera.id.clone(), camera.switch.clone())).collect()
+    }
+
     fn watched(&self) -> Vec<WatchedCamera> {
         let watched = |camera: &CameraPart| WatchedCamera {
             id: camera.id.clone(),
@@ -208,14 +222,16 @@ impl Parts {
 }
 
 impl CameraPart {
-    fn new(settings: &CameraSettings) -> Self {
-        let demand = Demand { running: false, bitrate: settings.encoder.max, keyframe: 0 };
+    fn new(settings: &CameraSettings, is_on: bool) -> Self {
+        let demand = Demand { running: false, off: !is_on, bitrate: settings.encoder.max, keyframe: 0 };
+        let counters = CameraCounters::default();
+        counters.switched_off.set((!is_on).into());
         Self {
             id: settings.id.clone(),
             demand: watch::Sender::new(demand),
             status: watch::Sender::new(CameraStatus { state: CameraState::Idle, stream: None }),
-            switch: watch::Sender::new(Switch::default()),
-            counters: Arc::default(),
+            switch: watch::Sender::new(Switch { on: is_on, unkept: None }),
+            counters: Arc::new(counters),
         }
     }
 
@@ -230,7 +246,11 @@ impl CameraPart {
     }
 }
 
-fn publisher(config: &Config, counters: Arc<ViewerCounters>) -> anyhow::Result<Publisher> {
+fn publisher(
+    config: &Config,
+    switched_off: BTreeSet<CameraId>,
+    counters: Arc<ViewerCounters>,
+) -> anyhow::Result<Publisher> {
     #[expect(clippy::disallowed_methods, reason = "here the stream's clock begins")]
     let epoch = Instant::now();
     let peers = PeerSettings {
@@ -239,7 +259,8 @@ fn publisher(config: &Config, counters: Arc<ViewerCounters>) -> anyhow::Result<P
         lost_after: config.lost_after,
         identity: Identity::generate()?,
     };
-    Ok(Publisher::new(PublisherSettings { sessions: config.sessions.clone(), peers }, counters))
+    let sessions = SessionsSettings { switched_off, ..config.sessions.clone() };
+    Ok(Publisher::new(PublisherSettings { sessions, peers }, counters))
 }
 
 type Running = tokio::task::JoinHandle<io::Result<()>>;

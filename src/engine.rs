@@ -1,20 +1,23 @@
 //! The event loop around [`Publisher`]: socket, timers, channels. It moves bytes and reads the clock; it decides nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{StreamExt, StreamMap};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::core::access_unit::AccessUnit;
 use crate::core::camera::{CameraState, CameraStatus, Demand};
 use crate::core::counters::{CameraCounters, ViewerCounters};
-use crate::core::signal::{CameraId, ClientId, Reply, Response, Signal};
+use crate::core::demand::StillId;
+use crate::core::signal::{CameraId, ClientId, RejectReason, Reply, Response, Signal};
+use crate::core::trigger::Event;
 use crate::hub::{Delivery, Hub};
 use crate::net::{MediaSocket, Outgoing, ReadBuffer};
 use crate::publisher::{Effect, Publisher};
@@ -34,6 +37,10 @@ pub struct Engine {
     pub hub: Arc<Hub>,
     pub inbox: mpsc::Receiver<Inbound>,
     pub cameras: BTreeMap<CameraId, CameraLine>,
+    /// What happens to the cameras, for whoever listens.
+    pub events: broadcast::Sender<Event>,
+    /// The cameras whose privacy switch is off.
+    pub switched_off: watch::Sender<BTreeSet<CameraId>>,
     pub counters: Arc<ViewerCounters>,
     /// The watchdog's question, answered by the loop itself.
     pub pulse: Pulse,
@@ -52,17 +59,34 @@ struct Rim {
     outgoing: Outgoing,
     outboxes: HashMap<ClientId, Outbox>,
     cameras: BTreeMap<CameraId, CameraLine>,
+    events: broadcast::Sender<Event>,
+    switched_off: watch::Sender<BTreeSet<CameraId>>,
+    /// Those who wait for a still. The publisher limits their number, and answers each once.
+    stills: HashMap<StillId, StillReply>,
+    last_still: u64,
     counters: Arc<ViewerCounters>,
 }
+
+type StillReply = oneshot::Sender<Result<AccessUnit, RejectReason>>;
 
 impl Engine {
     /// Runs until `stopping`, then says bye to all.
     pub async fn run(self, stopping: CancellationToken) -> io::Result<()> {
-        let Self { mut publisher, socket, hub, mut inbox, cameras, counters, pulse } = self;
+        let Self { mut publisher, socket, hub, mut inbox, cameras, events, switched_off, counters, pulse } = self;
         let mut statuses: StreamMap<_, _> =
             cameras.iter().map(|(id, line)| (id.clone(), WatchStream::from_changes(line.status.clone()))).collect();
         let outgoing = Outgoing::new(counters.clone());
-        let mut rim = Rim { socket, outgoing, outboxes: HashMap::new(), cameras, counters };
+        let mut rim = Rim {
+            socket,
+            outgoing,
+            outboxes: HashMap::new(),
+            cameras,
+            events,
+            switched_off,
+            stills: HashMap::new(),
+            last_still: 0,
+            counters,
+        };
         let mut buffer = ReadBuffer::default();
         let mut failures = 0;
         loop {
@@ -114,23 +138,41 @@ impl Rim {
     }
 
     fn handle_inbound(&mut self, publisher: &mut Publisher, inbound: Inbound) {
+        if let Inbound::Request { request, .. } = &inbound
+            && matches!(request.signal, Signal::Offer { .. } | Signal::Restart { .. })
+        {
+            publisher.set_candidates(self.socket.candidates());
+        }
+        let send = &mut |out| self.outgoing.send(&out, &self.socket);
         match inbound {
             Inbound::Request { request, outbox } => {
-                if matches!(request.signal, Signal::Offer { .. } | Signal::Restart { .. }) {
-                    publisher.set_candidates(self.socket.candidates());
-                }
                 // Those whose client is gone are swept out when a new one comes.
                 self.outboxes.retain(|_, outbox| !outbox.is_closed());
                 self.outboxes.insert(request.from.client.clone(), outbox);
-                let send = &mut |out| self.outgoing.send(&out, &self.socket);
                 publisher.handle_request(request, now(), send);
             }
             Inbound::Left { client } => {
                 self.outboxes.remove(&client);
-                let send = &mut |out| self.outgoing.send(&out, &self.socket);
                 publisher.handle_left(&client, now(), send);
             }
-            Inbound::Trigger { .. } | Inbound::Still { .. } | Inbound::Switch { .. } => {}
+            // Who does not wait for the answer any more does not get it.
+            Inbound::Trigger { trigger, reply } => {
+                let line = self.cameras.get(&trigger.camera);
+                let outcome = publisher.handle_trigger(trigger, now(), send);
+                if let (Some(line), Ok(())) = (line, &outcome) {
+                    line.counters.triggers.add(1);
+                }
+                let _ = reply.send(outcome);
+            }
+            Inbound::Still { camera, id, reply } => {
+                self.last_still += 1;
+                let still = StillId(self.last_still);
+                self.stills.insert(still, reply);
+                publisher.handle_still(camera, still, id, now(), send);
+            }
+            Inbound::Switch { camera, on, id, reply } => {
+                let _ = reply.send(publisher.handle_switch(&camera, on, id, now(), send));
+            }
         }
     }
 
@@ -153,6 +195,31 @@ impl Rim {
                         line.demand.send_replace(demand);
                         line.counters.bitrate_kbps.set(demand.bitrate.kbps().into());
                     }
+                }
+                Effect::Still { camera, still, outcome } => {
+                    if let (Some(line), Ok(_)) = (self.cameras.get(&camera), &outcome) {
+                        line.counters.stills.add(1);
+                    }
+                    if let Some(reply) = self.stills.remove(&still) {
+                        let _ = reply.send(outcome);
+                    }
+                }
+                Effect::Event(event) => {
+                    debug!(camera = %event.camera, what = event.happening.slug(), trigger = event.trigger.as_deref(), "event");
+                    // Whether anybody listens is their own affair.
+                    let _ = self.events.send(event);
+                }
+                Effect::Switched { camera, on } => {
+                    if let Some(line) = self.cameras.get(&camera) {
+                        line.counters.switched_off.set((!on).into());
+                    }
+                    self.switched_off.send_modify(|off| {
+                        if on {
+                            off.remove(&camera);
+                        } else {
+                            off.insert(camera);
+                        }
+                    });
                 }
             }
         }

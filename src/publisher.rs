@@ -12,12 +12,14 @@ use tracing::{debug, info};
 use crate::core::access_unit::AccessUnit;
 use crate::core::camera::Demand;
 use crate::core::counters::ViewerCounters;
+use crate::core::demand::{StillId, Told};
 use crate::core::gop_ring::{Cursor, GopRing, Next};
 use crate::core::pace::{Pace, Rate};
 use crate::core::sessions::{Output, PeerEvent, SessionId, Sessions, SessionsSettings};
-use crate::core::signal::{CameraId, ClientId, Correlation, Request, Response};
+use crate::core::signal::{CameraId, ClientId, Correlation, RejectReason, Request, Response};
 use crate::core::thinning::Thinning;
 use crate::core::transmit::Transmit;
+use crate::core::trigger::{Event, Trigger};
 use crate::peer::{Answer, Peer, PeerSettings, Picture};
 
 /// Pictures kept for those who join or lag: more than the longest time between two keyframes asked for.
@@ -41,7 +43,21 @@ pub struct PublisherSettings {
 #[derive(Clone, Debug)]
 pub enum Effect {
     Respond(Response),
-    Demand { camera: CameraId, demand: Demand },
+    Demand {
+        camera: CameraId,
+        demand: Demand,
+    },
+    Still {
+        camera: CameraId,
+        still: StillId,
+        outcome: Result<AccessUnit, RejectReason>,
+    },
+    Event(Event),
+    /// The privacy switch, to be kept over a restart.
+    Switched {
+        camera: CameraId,
+        on: bool,
+    },
 }
 
 pub struct Publisher {
@@ -113,6 +129,37 @@ impl Publisher {
         self.carry_out(now, send);
     }
 
+    /// # Errors
+    /// There is no such camera, it is switched off, or all is shutting down.
+    pub fn handle_trigger(&mut self, trigger: Trigger, now: Instant, send: Sender<'_>) -> Result<(), RejectReason> {
+        let outcome = self.sessions.handle_trigger(trigger, now);
+        self.carry_out(now, send);
+        outcome
+    }
+
+    /// The camera's next keyframe is wanted. Answered by exactly one [`Effect::Still`], now or within seconds.
+    pub fn handle_still(&mut self, camera: CameraId, still: StillId, id: Correlation, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_still(camera, still, id, now);
+        self.carry_out(now, send);
+    }
+
+    /// The privacy switch. When this returns, no picture leaves any more.
+    ///
+    /// # Errors
+    /// There is no such camera, or all is shutting down.
+    pub fn handle_switch(
+        &mut self,
+        camera: &CameraId,
+        on: bool,
+        id: Correlation,
+        now: Instant,
+        send: Sender<'_>,
+    ) -> Result<(), RejectReason> {
+        let outcome = self.sessions.handle_switch(camera, on, id, now);
+        self.carry_out(now, send);
+        outcome
+    }
+
     /// A datagram that came `from` a viewer `to` one of our candidates.
     pub fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, data: &[u8], now: Instant, send: Sender<'_>) {
         let known = match stun_username(data).and_then(|name| name.split(':').next()) {
@@ -138,6 +185,9 @@ impl Publisher {
 
     /// A new picture of a camera, to everybody who watches it.
     pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit, now: Instant, send: Sender<'_>) {
+        if !self.sessions.handle_unit(camera, unit) {
+            return;
+        }
         let Some(ring) = self.rings.get_mut(camera) else { return };
         let picture = Picture::cut(unit);
         let bytes = picture.bytes();
@@ -150,6 +200,7 @@ impl Publisher {
             }
             viewer.send(session, by_address, send);
         }
+        self.carry_out(now, send);
     }
 
     /// The camera failed; its viewers stay.
@@ -216,9 +267,25 @@ impl Publisher {
                 }
                 Output::ClosePeer { session } => self.close(session, send),
                 Output::Respond(response) => self.effects.push_back(Effect::Respond(response)),
-                Output::Demand { camera, demand } => self.effects.push_back(Effect::Demand { camera, demand }),
+                Output::Camera { camera, told } => self.tell(camera, told),
             }
         }
+    }
+
+    fn tell(&mut self, camera: CameraId, told: Told) {
+        let effect = match told {
+            Told::Demand(demand) => Effect::Demand { camera, demand },
+            Told::Still { still, outcome } => Effect::Still { camera, still, outcome },
+            Told::Event(event) => Effect::Event(event),
+            Told::Switched { on } => Effect::Switched { camera, on },
+            Told::ForgetPictures => {
+                if let Some(ring) = self.rings.get_mut(&camera) {
+                    ring.clear();
+                }
+                return;
+            }
+        };
+        self.effects.push_back(effect);
     }
 
     fn open(&mut self, session: SessionId, camera: CameraId, sdp: &str, now: Instant) {

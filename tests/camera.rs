@@ -230,7 +230,7 @@ impl Camera {
             },
             controls: BTreeMap::new(),
         };
-        let nothing = Demand { running: false, bitrate: Bitrate::from_kbps(1000), keyframe: 0 };
+        let nothing = Demand { running: false, off: false, bitrate: Bitrate::from_kbps(1000), keyframe: 0 };
         let (demand, wanted) = watch::channel(nothing);
         let (status, seen) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
         let (sender, units) = mpsc::channel(10_000);

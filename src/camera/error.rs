@@ -55,8 +55,8 @@ pub enum SourceError {
         path.display()
     )]
     BadClip { path: PathBuf, why: &'static str },
-    #[error("opening was cut short, since edgecam is stopping")]
-    Stopping,
+    #[error("opening was cut short, since nobody may want it any more; it will be tried again")]
+    Cancelled,
     #[error("opening the camera ended in a defect of edgecam: {0}; please report it")]
     Defect(String),
 }

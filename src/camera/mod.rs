@@ -9,6 +9,7 @@ pub mod device;
 pub mod encoder;
 pub mod input;
 pub mod pipeline;
+pub mod still;
 pub mod test_source;
 
 mod error;
@@ -146,9 +147,9 @@ pub async fn run(
 ) {
     let span = info_span!("camera", id = %settings.id);
     let (linger, encoder) = (settings.linger, settings.encoder);
-    let opener = Arc::new(open::Opener::new(settings, stopping.clone()));
-    let task = task::CameraTask::new(opener, linger, encoder, sink, status, counters);
-    task.run(demand, stopping).instrument(span).await;
+    let opener = Arc::new(open::Opener::new(settings));
+    let task = task::CameraTask::new(opener, linger, encoder, sink, status, counters, stopping);
+    task.run(demand).instrument(span).await;
 }
 
 /// What a source gives its pictures and its failure to.
@@ -191,8 +192,8 @@ impl Feed {
 
 /// What opens the source of one camera.
 trait Open: Send + Sync {
-    /// Blocks until the first picture, a failure, or the end of its patience.
-    fn open(&self, bitrate: Bitrate, feed: Feed) -> Result<Opened, SourceError>;
+    /// Blocks until the first picture, a failure, the end of its patience, or `cancelled`.
+    fn open(&self, bitrate: Bitrate, feed: Feed, cancelled: &CancellationToken) -> Result<Opened, SourceError>;
     /// The files there are to be opened. Cheap: asked once a second while the camera is broken.
     fn present(&self) -> Vec<PathBuf>;
 }

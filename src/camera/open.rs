@@ -17,14 +17,13 @@ use crate::core::camera::Stream;
 
 pub(super) struct Opener {
     settings: CameraSettings,
-    stopping: CancellationToken,
     /// Uncopied pictures did not work with this camera; not tried again.
     must_copy: AtomicBool,
 }
 
 impl Opener {
-    pub(super) fn new(settings: CameraSettings, stopping: CancellationToken) -> Self {
-        Self { settings, stopping, must_copy: AtomicBool::new(false) }
+    pub(super) fn new(settings: CameraSettings) -> Self {
+        Self { settings, must_copy: AtomicBool::new(false) }
     }
 
     fn wanted(&self) -> Wanted {
@@ -47,14 +46,20 @@ impl Opener {
         Ok(Opened { source: Box::new(Clip::play(recording, rate, feed)?), stream })
     }
 
-    fn open_test(&self, bitrate: Bitrate, feed: Feed) -> Result<Opened, SourceError> {
+    fn open_test(&self, bitrate: Bitrate, feed: Feed, cancelled: &CancellationToken) -> Result<Opened, SourceError> {
         let CameraSettings { width, height, fps, .. } = self.settings;
         let picture = Picture { width, height, rate: Rate::per_second(fps) };
         let source = format!("test picture {width}x{height} at {fps} fps");
-        self.open_encoded(&CapturePlan::Test(picture), picture, &source, bitrate, feed)
+        self.open_encoded(&CapturePlan::Test(picture), picture, &source, bitrate, feed, cancelled)
     }
 
-    fn open_device(&self, path: &Path, bitrate: Bitrate, feed: Feed) -> Result<Opened, SourceError> {
+    fn open_device(
+        &self,
+        path: &Path,
+        bitrate: Bitrate,
+        feed: Feed,
+        cancelled: &CancellationToken,
+    ) -> Result<Opened, SourceError> {
         let choice = self.set_up_device(path)?;
         let rate = choice.rate.unwrap_or(Rate::per_second(self.settings.fps));
         let picture = Picture { width: choice.width, height: choice.height, rate };
@@ -63,11 +68,11 @@ impl Opener {
         let capture = CapturePlan::Device { path: path.to_owned(), choice, dmabuf: false };
         if passed_through {
             let plan = Plan { capture, encoder: None };
-            let pipeline = Pipeline::open(&plan, feed, &self.stopping)?;
+            let pipeline = Pipeline::open(&plan, feed, cancelled)?;
             let reason = "the camera encodes H.264 itself; its bitrate and keyframes are its own affair".into();
             return Ok(Opened { source: Box::new(pipeline), stream: stream(&source, picture, PASSTHROUGH, reason) });
         }
-        self.open_encoded(&capture, picture, &source, bitrate, feed)
+        self.open_encoded(&capture, picture, &source, bitrate, feed, cancelled)
     }
 
     /// Chooses the format and sets the controls. The device is closed again afterwards: GStreamer opens it for itself.
@@ -93,6 +98,7 @@ impl Opener {
         source: &str,
         bitrate: Bitrate,
         feed: Feed,
+        cancelled: &CancellationToken,
     ) -> Result<Opened, SourceError> {
         let best = encoder::choose(self.settings.encoder.prefer, picture)?;
         let mut failures = Vec::new();
@@ -102,7 +108,7 @@ impl Opener {
                 EncodeSettings { picture, bitrate, keyframe_interval: self.settings.encoder.keyframe_interval };
             let copies = !matches!(capture, CapturePlan::Device { dmabuf: true, .. });
             let plan = Plan { capture, encoder: Some((choice.kind, settings)) };
-            match Pipeline::open(&plan, feed.clone(), &self.stopping) {
+            match Pipeline::open(&plan, feed.clone(), cancelled) {
                 Ok(pipeline) => {
                     let reason = [vec![choice.reason], failures].concat().join("; ");
                     let stream = stream(source, picture, choice.kind.name(), reason);
@@ -166,12 +172,12 @@ struct Attempt {
 const PASSTHROUGH: &str = "passthrough";
 
 impl Open for Opener {
-    fn open(&self, bitrate: Bitrate, feed: Feed) -> Result<Opened, SourceError> {
+    fn open(&self, bitrate: Bitrate, feed: Feed, cancelled: &CancellationToken) -> Result<Opened, SourceError> {
         match &self.settings.source {
-            Source::Test => self.open_test(bitrate, feed),
+            Source::Test => self.open_test(bitrate, feed, cancelled),
             Source::Clip(path) => self.open_clip(path, feed),
-            Source::V4l2(path) => self.open_device(path, bitrate, feed),
-            Source::Auto => self.open_device(&first_camera(&self.wanted())?, bitrate, feed),
+            Source::V4l2(path) => self.open_device(path, bitrate, feed, cancelled),
+            Source::Auto => self.open_device(&first_camera(&self.wanted())?, bitrate, feed, cancelled),
         }
     }
 

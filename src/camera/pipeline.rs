@@ -81,8 +81,8 @@ struct Wishes {
 
 impl Pipeline {
     /// Starts the graph and waits for its first picture.
-    pub(super) fn open(plan: &Plan, feed: Feed, stopping: &CancellationToken) -> Result<Self, SourceError> {
-        let running = Running::start(plan, feed, stopping)?;
+    pub(super) fn open(plan: &Plan, feed: Feed, cancelled: &CancellationToken) -> Result<Self, SourceError> {
+        let running = Running::start(plan, feed, cancelled)?;
         let wishes = Arc::new(Wishes::default());
         let bus = running.bus.clone();
         let watcher = std::thread::Builder::new().name("camera".into()).spawn({
@@ -136,7 +136,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(plan: &Plan, feed: Feed, stopping: &CancellationToken) -> Result<Self, SourceError> {
+    fn start(plan: &Plan, feed: Feed, cancelled: &CancellationToken) -> Result<Self, SourceError> {
         init()?;
         let pipeline = gst::Pipeline::new();
         let bus = pipeline.bus().ok_or_else(|| SourceError::Graph("a pipeline without a bus".into()))?;
@@ -148,11 +148,11 @@ impl Running {
             CapturePlan::Device { path, .. } => Some(path.clone()),
         };
         let running = Self { pipeline, bus, encoder, feed, device };
-        running.wait_for_first_picture(stopping)?;
+        running.wait_for_first_picture(cancelled)?;
         Ok(running)
     }
 
-    fn wait_for_first_picture(&self, stopping: &CancellationToken) -> Result<(), SourceError> {
+    fn wait_for_first_picture(&self, cancelled: &CancellationToken) -> Result<(), SourceError> {
         // A refused start has its reason on the bus, which the loop finds.
         let start = self.pipeline.set_state(gst::State::Playing);
         let give_up_at = now() + FIRST_PICTURE_WITHIN;
@@ -173,7 +173,7 @@ impl Running {
                     _ => {}
                 },
                 None if start.is_err() => return Err(SourceError::Graph("it does not start".into())),
-                None if stopping.is_cancelled() => return Err(SourceError::Stopping),
+                None if cancelled.is_cancelled() => return Err(SourceError::Cancelled),
                 None if now() >= give_up_at => return Err(self.silent()),
                 None => {}
             }
@@ -503,7 +503,7 @@ pub(super) fn add_and_link(
 
 pub(super) fn element(name: &'static str) -> Result<gst::Element, SourceError> {
     let package = match name {
-        "v4l2src" | "jpegdec" => "gstreamer1.0-plugins-good",
+        "v4l2src" | "jpegdec" | "jpegenc" => "gstreamer1.0-plugins-good",
         "h264parse" => "gstreamer1.0-plugins-bad",
         "videotestsrc" | "videoconvert" => "gstreamer1.0-plugins-base",
         _ => "libgstreamer1.0-0",

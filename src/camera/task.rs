@@ -26,6 +26,7 @@ pub(super) struct CameraTask {
     sink: Sink,
     status: watch::Sender<CameraStatus>,
     counters: Arc<CameraCounters>,
+    stopping: CancellationToken,
 
     capture: Capture,
     wanted: Demand,
@@ -33,6 +34,8 @@ pub(super) struct CameraTask {
     told: Demand,
     /// The opening or closing that is on its way, on a thread that may block.
     work: Option<JoinHandle<Work>>,
+    /// Cuts the present opening short.
+    cancelled: CancellationToken,
     source: Option<Box<dyn VideoSource>>,
     /// Of the present opening.
     last_unit: Arc<Mutex<Instant>>,
@@ -55,9 +58,10 @@ impl CameraTask {
         sink: Sink,
         status: watch::Sender<CameraStatus>,
         counters: Arc<CameraCounters>,
+        stopping: CancellationToken,
     ) -> Self {
         let start = now();
-        let nothing = Demand { running: false, bitrate: encoder.max, keyframe: 0 };
+        let nothing = Demand { running: false, off: false, bitrate: encoder.max, keyframe: 0 };
         let patience = Patience { linger, stall_after: STALL_AFTER, well_after: WELL_AFTER };
         Self {
             opener,
@@ -65,6 +69,8 @@ impl CameraTask {
             sink,
             status,
             counters,
+            cancelled: stopping.child_token(),
+            stopping,
             capture: Capture::new(patience, start),
             wanted: nothing,
             told: nothing,
@@ -77,7 +83,8 @@ impl CameraTask {
         }
     }
 
-    pub(super) async fn run(mut self, mut demand: watch::Receiver<Demand>, stopping: CancellationToken) {
+    pub(super) async fn run(mut self, mut demand: watch::Receiver<Demand>) {
+        let stopping = self.stopping.clone();
         let mut listening = true;
         let first = *demand.borrow_and_update();
         let mut step = self.handle_demand(first);
@@ -118,7 +125,11 @@ impl CameraTask {
     fn handle_demand(&mut self, wanted: Demand) -> Option<Step> {
         self.wanted = Demand { bitrate: wanted.bitrate.clamp(self.encoder.min, self.encoder.max), ..wanted };
         self.tell();
-        self.capture.set_wanted(wanted.running, now())
+        if wanted.off {
+            self.cancelled.cancel();
+        }
+        self.capture.set_lingering(!wanted.off);
+        self.capture.set_wanted(wanted.running && !wanted.off, now())
     }
 
     fn handle_work(&mut self, done: Result<Work, JoinError>) -> Option<Step> {
@@ -148,7 +159,7 @@ impl CameraTask {
 
     fn handle_failure(&mut self, error: &SourceError) -> Option<Step> {
         self.failure = None;
-        if matches!(error, SourceError::Stopping) {
+        if matches!(error, SourceError::Cancelled) {
             debug!("opening cut short");
         } else {
             self.note_failure(&error.in_full());
@@ -203,8 +214,12 @@ impl CameraTask {
                     last_unit: Arc::clone(&self.last_unit),
                     failure,
                 };
-                let (opener, bitrate) = (Arc::clone(&self.opener), self.wanted.bitrate);
-                self.work = Some(spawn_blocking(move || span.in_scope(|| Work::Opened(opener.open(bitrate, feed)))));
+                self.cancelled = self.stopping.child_token();
+                let (opener, bitrate, cancelled) =
+                    (Arc::clone(&self.opener), self.wanted.bitrate, self.cancelled.clone());
+                self.work = Some(spawn_blocking(move || {
+                    span.in_scope(|| Work::Opened(opener.open(bitrate, feed, &cancelled)))
+                }));
             }
             Some(Step::Close) => {
                 self.failure = None;
@@ -296,7 +311,7 @@ mod tests {
         rig.want(true);
         rig.reaches(&CameraState::Running).await;
         for (kbps, keyframe) in [(1000, 1), (1000, 1), (500, 1), (500, 3), (90_000, 3), (1, 3)] {
-            rig.demand.send_replace(Demand { running: true, bitrate: Bitrate::from_kbps(kbps), keyframe });
+            rig.demand.send_replace(Demand { running: true, off: false, bitrate: Bitrate::from_kbps(kbps), keyframe });
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let expected = ["open at 1000 kbit/s", "keyframe", "500 kbit/s", "keyframe", "2000 kbit/s", "100 kbit/s"];
@@ -369,6 +384,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_camera_switched_off_is_closed_without_linger() {
+        let mut rig = Rig::new(Device::default());
+        rig.want(true);
+        rig.reaches(&CameraState::Running).await;
+        rig.want(false);
+        let started = now();
+        rig.demand.send_modify(|demand| demand.off = true);
+        rig.reaches(&CameraState::Idle).await;
+        assert_eq!(now(), started);
+        assert_eq!(rig.device.log().last().unwrap(), "stop");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_camera_switched_off_while_it_opens_does_not_open() {
+        let mut rig = Rig::new(Device::default());
+        rig.device.slow.store(true, Ordering::Relaxed);
+        rig.want(true);
+        rig.reaches(&CameraState::Opening).await;
+        rig.demand.send_modify(|demand| (demand.running, demand.off) = (false, true));
+        rig.reaches(&CameraState::Idle).await;
+        assert_eq!(rig.device.log(), [""; 0]);
+        rig.device.slow.store(false, Ordering::Relaxed);
+        rig.demand.send_modify(|demand| (demand.running, demand.off) = (true, false));
+        rig.reaches(&CameraState::Running).await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn stopping_leaves_the_device_free() {
         for running in [true, false] {
             let mut rig = Rig::new(Device::default());
@@ -405,14 +447,16 @@ mod tests {
                 min: kbps(100),
                 keyframe_interval: Duration::from_secs(2),
             };
-            let (demand, wanted) = watch::channel(Demand { running: false, bitrate: kbps(1000), keyframe: 0 });
+            let (demand, wanted) =
+                watch::channel(Demand { running: false, off: false, bitrate: kbps(1000), keyframe: 0 });
             let (status, seen) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
             let counters = Arc::new(CameraCounters::default());
             let opener = Arc::new(FakeOpener(Arc::clone(&device)));
-            let task = CameraTask::new(opener, LINGER, encoder, Arc::new(|_| {}), status, Arc::clone(&counters));
             let stopping = CancellationToken::new();
+            let sink: Sink = Arc::new(|_| {});
+            let task = CameraTask::new(opener, LINGER, encoder, sink, status, Arc::clone(&counters), stopping.clone());
             #[expect(clippy::disallowed_methods, reason = "the test waits for the task itself")]
-            let task = tokio::spawn(task.run(wanted, stopping.clone()));
+            let task = tokio::spawn(task.run(wanted));
             Self { demand, status: seen, counters, stopping, device, task }
         }
 
@@ -468,9 +512,12 @@ mod tests {
     struct FakeOpener(Arc<Device>);
 
     impl Open for FakeOpener {
-        fn open(&self, bitrate: Bitrate, feed: Feed) -> Result<Opened, SourceError> {
+        fn open(&self, bitrate: Bitrate, feed: Feed, cancelled: &CancellationToken) -> Result<Opened, SourceError> {
             let device = &self.0;
             while device.slow.load(Ordering::Relaxed) {
+                if cancelled.is_cancelled() {
+                    return Err(SourceError::Cancelled);
+                }
                 std::thread::yield_now();
             }
             if device.failures.load(Ordering::Relaxed) > 0 {

@@ -25,6 +25,7 @@ pub(super) struct ConfigToml {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DeviceToml {
     pub(super) id: String,
+    pub(super) state_dir: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

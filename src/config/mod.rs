@@ -39,6 +39,8 @@ use crate::telemetry::LogSettings;
 pub struct Config {
     /// This device's name: `[a-zA-Z0-9_-]{1,64}`.
     pub device: String,
+    /// The folder of what is to be known after a restart.
+    pub state_dir: PathBuf,
     /// Where the page, WHEP, WebSocket and API are; port 0: any.
     pub listen: SocketAddr,
     pub http: HttpSettings,
@@ -108,6 +110,7 @@ impl Config {
             warnings.push("no [[camera]] is configured; showing the built-in test camera".into());
         }
         let secrets = Secrets::new(&sources.environment, sources.folder());
+        let state_dir = findings.keep("device", settings::state_dir(device.state_dir, &sources.environment));
         let device = findings.keep("device", settings::device(device.id, &sources.host_name));
         let links = findings.keep("", settings::links(&limits, &http));
         let lost_after = findings.keep("limits", settings::lost_after(&limits));
@@ -145,6 +148,7 @@ impl Config {
         }
         Some(Self {
             device: device?,
+            state_dir: state_dir?,
             listen: listen?,
             http: listener?,
             media: media?,

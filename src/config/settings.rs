@@ -1,7 +1,9 @@
 //! From the file's words to each part's settings: the only place that knows both. Values no part can use stop here.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::Wrong;
@@ -29,6 +31,19 @@ pub(super) fn device(id: String, host_name: &str) -> Result<String, Wrong> {
         return Ok(if fit.is_empty() { "edgecam".into() } else { fit.into() });
     }
     if is_name(&id) { Ok(id) } else { Err(Wrong::new("id", format!("{id:?} cannot be a name; {NAME_RULE}"))) }
+}
+
+/// Where is kept what was switched while running: as given, or where systemd (`StateDirectory=`) or Debian would have it.
+pub(super) fn state_dir(folder: String, environment: &BTreeMap<String, String>) -> Result<PathBuf, Wrong> {
+    if folder.is_empty() {
+        // systemd names several with colons between them; the first is ours.
+        let given = environment.get("STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
+        return Ok(given.filter(|folder| folder.starts_with('/')).unwrap_or("/var/lib/edgecam").into());
+    }
+    if folder.starts_with('/') && !folder.contains('\0') {
+        return Ok(folder.into());
+    }
+    Err(Wrong::new("state_dir", format!("{folder:?} is not a whole path; write /var/lib/edgecam or the like")))
 }
 
 impl TryFrom<&HttpToml> for HttpSettings {
@@ -173,6 +188,7 @@ impl TryFrom<&LimitsToml> for SessionsSettings {
     fn try_from(limits: &LimitsToml) -> Result<Self, Wrong> {
         Ok(Self {
             cameras: Vec::new(),
+            switched_off: BTreeSet::new(), // not a setting: what the owner switched off is read at the start
             negotiation_timeout: seconds("negotiation_s", limits.negotiation_s, 1..=60)?,
             max_negotiations: whole("negotiations", limits.negotiations, 1..=1000, "")?,
             max_candidates: whole("candidates", limits.candidates, CANDIDATES, "")?,

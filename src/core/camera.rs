@@ -8,6 +8,8 @@ use super::access_unit::Bitrate;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
     pub running: bool,
+    /// Switched off by its owner: an open camera is closed at once, without linger.
+    pub off: bool,
     pub bitrate: Bitrate,
     /// Counts up; higher than last time: a keyframe is wanted.
     pub keyframe: u64,

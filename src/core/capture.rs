@@ -40,6 +40,7 @@ pub struct Capture {
     phase: Phase,
     /// Since when nobody wants pictures; `None` while somebody does.
     unwanted_since: Option<Instant>,
+    lingers: bool,
     backoff: Backoff,
 }
 
@@ -65,7 +66,7 @@ struct Failure {
 impl Capture {
     /// A closed camera that nobody watches.
     pub fn new(patience: Patience, now: Instant) -> Self {
-        Self { patience, phase: Phase::Idle, unwanted_since: Some(now), backoff: Backoff::default() }
+        Self { patience, phase: Phase::Idle, unwanted_since: Some(now), lingers: true, backoff: Backoff::default() }
     }
 
     /// Whether anybody watches.
@@ -83,9 +84,14 @@ impl Capture {
         }
     }
 
+    /// Whether an open camera nobody wants may stay open for the linger; counts from the next call of anything else.
+    pub fn set_lingering(&mut self, lingers: bool) {
+        self.lingers = lingers;
+    }
+
     /// Nobody will ask for this camera again.
     pub fn shut_down(&mut self, now: Instant) -> Option<Step> {
-        self.patience.linger = Duration::ZERO;
+        self.set_lingering(false);
         self.set_wanted(false, now)
     }
 
@@ -163,8 +169,7 @@ impl Capture {
         match &self.phase {
             Phase::Running { last_unit, .. } => {
                 let stalled_at = *last_unit + self.patience.stall_after;
-                let lingered_at = self.unwanted_since.map(|since| since + self.patience.linger);
-                Some(lingered_at.map_or(stalled_at, |at| at.min(stalled_at)))
+                Some(self.lingered_at().map_or(stalled_at, |at| at.min(stalled_at)))
             }
             Phase::BackingOff(failure) => Some(failure.retry_at),
             Phase::Idle | Phase::Opening | Phase::Closing(_) => None,
@@ -211,11 +216,17 @@ impl Capture {
 
     fn close_if_lingered(&mut self, now: Instant) -> Option<Step> {
         let Phase::Running { .. } = self.phase else { return None };
-        let lingered = self.unwanted_since.is_some_and(|since| now >= since + self.patience.linger);
+        let lingered = self.lingered_at().is_some_and(|at| now >= at);
         lingered.then(|| {
             self.phase = Phase::Closing(None);
             Step::Close
         })
+    }
+
+    /// When a camera that is open is to be closed; `None` while it is wanted.
+    fn lingered_at(&self) -> Option<Instant> {
+        let linger = if self.lingers { self.patience.linger } else { Duration::ZERO };
+        self.unwanted_since.map(|since| since + linger)
     }
 
     fn failure(&mut self, error: String, random: f64, now: Instant) -> Failure {
@@ -358,6 +369,22 @@ mod tests {
         assert_eq!(capture.handle_opened(t0), Some(Step::Close));
         assert_eq!(capture.handle_closed(t0), None);
         assert!(capture.is_closed());
+    }
+
+    #[test]
+    fn a_camera_switched_off_closes_at_once_even_while_it_lingers() {
+        let t0 = start();
+        let mut capture = running(t0);
+        capture.set_lingering(false);
+        assert_eq!(capture.set_wanted(false, t0), Some(Step::Close));
+
+        let mut capture = running(t0);
+        assert_eq!(capture.set_wanted(false, t0), None);
+        capture.set_lingering(false);
+        assert_eq!(capture.set_wanted(false, after(t0, 1)), Some(Step::Close));
+        assert_eq!(capture.handle_closed(after(t0, 1)), None);
+        capture.set_lingering(true);
+        assert_eq!(capture.set_wanted(true, after(t0, 2)), Some(Step::Open));
     }
 
     /// The world around a [`Capture`]: a device that is opened and closed as told, and may break.

@@ -69,8 +69,13 @@ pub struct CameraCounters {
     /// Times the camera was opened, and times it failed or stalled.
     pub opened: Count,
     pub failed: Count,
+    /// Wakes and sleeps that were carried out, and stills that were given out.
+    pub triggers: Count,
+    pub stills: Count,
     /// Level: sessions that hold a place.
     pub viewers: Count,
+    /// Level: 1 while its owner has switched it off.
+    pub switched_off: Count,
     /// Level: the bitrate asked of the encoder; zero before it ran.
     pub bitrate_kbps: Count,
 }

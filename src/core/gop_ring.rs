@@ -58,6 +58,13 @@ impl<P: Clone> GopRing<P> {
         self.entries.push_back(Entry { captured_at, is_keyframe, picture });
     }
 
+    /// Forgets every picture. All readers go on at the next keyframe to come.
+    pub fn clear(&mut self) {
+        // One further: so those are overtaken, too, who have read everything.
+        self.front = self.end() + 1;
+        self.entries.clear();
+    }
+
     /// A place to start: the newest keyframe if it is younger than `fresh`, else the next one to come.
     ///
     /// An old keyframe is no start: the reader would get a burst of stale pictures.
@@ -188,6 +195,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         Push { is_keyframe: bool },
+        Clear,
         Join,
         Read(usize),
         Skip(usize),
@@ -196,6 +204,7 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             4 => any::<bool>().prop_map(|is_keyframe| Op::Push { is_keyframe }),
+            1 => Just(Op::Clear),
             1 => Just(Op::Join),
             4 => (0..4usize).prop_map(Op::Read),
             1 => (0..4usize).prop_map(Op::Skip),
@@ -203,12 +212,14 @@ mod tests {
     }
 
     proptest! {
-        /// What a reader gets is: after a join, a skip or a loss a keyframe, and then each picture in its turn.
+        /// What a reader gets is: after a join, a skip or a loss a keyframe, and then each picture in its turn; and nothing
+        /// from before the ring was cleared.
         #[test]
         fn no_reader_starts_inside_a_gop(capacity in 1usize..8, ops in proptest::collection::vec(op(), 0..200)) {
             let now = Instant::now();
             let mut ring = GopRing::new(capacity);
             let mut pushed: Vec<bool> = Vec::new();
+            let mut cleared_at = 0;
             let mut readers: Vec<(Cursor, Option<u64>)> = Vec::new(); // the cursor, and the picture it read last
             for op in ops {
                 match op {
@@ -216,10 +227,16 @@ mod tests {
                         ring.push(now, is_keyframe, pushed.len() as u64);
                         pushed.push(is_keyframe);
                     }
+                    Op::Clear => {
+                        ring.clear();
+                        cleared_at = pushed.len() as u64;
+                        readers.iter_mut().for_each(|(_, last)| *last = None);
+                    }
                     Op::Join => readers.push((ring.join(now, FRESH), None)),
                     Op::Read(reader) => if let Some((cursor, last)) = readers.get_mut(reader) {
                         match ring.read(cursor) {
                             Next::Picture(number) => {
+                                prop_assert!(number >= cleared_at, "picture {number} was forgotten");
                                 let follows = last.is_some_and(|last| last + 1 == number);
                                 prop_assert!(follows || pushed[number as usize], "picture {number} follows {last:?}");
                                 *last = Some(number);

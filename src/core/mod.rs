@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod camera;
 pub mod capture;
 pub mod counters;
+pub mod demand;
 pub mod gop_ring;
 pub mod pace;
 pub mod session;

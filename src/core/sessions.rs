@@ -3,17 +3,18 @@
 //! Events go in through the `handle_…` functions, what is to be done comes out of [`Sessions::poll_output`] in order.
 //! Whoever carries the outputs out reports back: an `OpenPeer` or `RestartPeer` is answered by [`Sessions::handle_answer`].
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::access_unit::Bitrate;
-use super::camera::Demand;
+use super::access_unit::{AccessUnit, Bitrate};
 use super::counters::ViewerCounters;
+use super::demand::{Camera, StillId, Told};
 use super::session::{Event, State};
 use super::signal::{
     Address, CameraId, ClientId, CloseReason, Correlation, Notice, RejectReason, Reply, Request, Response, Signal,
 };
+use super::trigger::Trigger;
 
 /// A session's number, never used twice in one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +23,8 @@ pub struct SessionId(u64);
 #[derive(Clone, Debug)]
 pub struct SessionsSettings {
     pub cameras: Vec<ViewedCamera>,
+    /// Those whose privacy switch is off at the start.
+    pub switched_off: BTreeSet<CameraId>,
     /// From offer to connection.
     pub negotiation_timeout: Duration,
     /// Sessions that may be between offer and connection at one time.
@@ -72,9 +75,9 @@ pub enum Output {
         session: SessionId,
     },
     Respond(Response),
-    Demand {
+    Camera {
         camera: CameraId,
-        demand: Demand,
+        told: Told,
     },
 }
 
@@ -88,18 +91,6 @@ struct Session {
     pending: Correlation,
     /// Its offer was good; until then it holds its place, but nothing was done for it.
     is_answered: bool,
-}
-
-#[derive(Debug)]
-struct Camera {
-    settings: ViewedCamera,
-    demand: Demand,
-    viewers: usize,
-    keyframe_asked_at: Option<Instant>,
-    /// A keyframe that was wanted too soon after the last is asked for at this time.
-    keyframe_due_at: Option<Instant>,
-    /// Why it delivers nothing, while it does not.
-    lost: Option<String>,
 }
 
 /// A viewer who has not connected in this time may be let go for one who comes.
@@ -121,7 +112,11 @@ pub struct Sessions {
 
 impl Sessions {
     pub fn new(settings: SessionsSettings, counters: Arc<ViewerCounters>) -> Self {
-        let cameras = settings.cameras.iter().map(|camera| (camera.id.clone(), Camera::new(camera.clone()))).collect();
+        let camera = |camera: &ViewedCamera| {
+            let is_on = !settings.switched_off.contains(&camera.id);
+            (camera.id.clone(), Camera::new(camera.clone(), is_on, settings.keyframe_gap))
+        };
+        let cameras = settings.cameras.iter().map(camera).collect();
         Self {
             settings,
             cameras,
@@ -170,13 +165,14 @@ impl Sessions {
         let is_first = answer.is_ok() && !std::mem::replace(&mut known.is_answered, true);
         if is_first {
             self.counters.sessions_opened.add(1);
-            self.viewer_came(&camera, now);
+            self.change(&camera, |camera| camera.watch(now));
         }
         match answer {
             Ok(sdp) => self.respond(to.clone(), id, Reply::Answer { sdp }),
             Err(reason) => self.respond(to.clone(), id, Reply::Rejected(reason)),
         }
-        if is_first && let Some(reason) = self.cameras.get(&camera).and_then(|camera| camera.lost.clone()) {
+        if is_first && let Some(reason) = self.cameras.get(&camera).and_then(Camera::lost) {
+            let reason = reason.to_owned();
             self.respond(to, None, Reply::Notice(Notice::CameraLost { reason }));
         }
     }
@@ -200,9 +196,13 @@ impl Sessions {
     pub fn handle_peer(&mut self, session: SessionId, event: PeerEvent, now: Instant) {
         match event {
             PeerEvent::Connected => {
-                if let Some(known) = self.sessions.get_mut(&session) {
-                    known.state = known.state.on(Event::Connected, now);
-                    self.connecting.remove(&session);
+                self.connecting.remove(&session);
+                let Some(known) = self.sessions.get_mut(&session) else { return };
+                let before = known.state;
+                known.state = before.on(Event::Connected, now);
+                if before != State::Live {
+                    let camera = known.camera.clone();
+                    self.change(&camera, Camera::viewer_joined);
                 }
             }
             PeerEvent::Closed => self.close(session, CloseReason::ViewerLeft),
@@ -217,27 +217,64 @@ impl Sessions {
 
     /// A viewer has to wait for a keyframe; ask for one, merged with what others asked.
     pub fn want_keyframe(&mut self, camera: &CameraId, now: Instant) {
-        if let Some(known) = self.cameras.get_mut(camera)
-            && known.want_keyframe(now, self.settings.keyframe_gap)
-        {
-            self.outputs.push_back(Output::Demand { camera: camera.clone(), demand: known.demand });
+        self.change(camera, |camera| camera.want_keyframe(now));
+    }
+
+    /// # Errors
+    /// There is no such camera, it is switched off, or all is shutting down.
+    pub fn handle_trigger(&mut self, trigger: Trigger, now: Instant) -> Result<(), RejectReason> {
+        let Trigger { camera, id, action } = trigger;
+        self.check_running()?;
+        let outcome = self.change(&camera, |camera| camera.trigger(action, id, now));
+        outcome.unwrap_or(Err(RejectReason::NoSuchCamera(camera)))
+    }
+
+    /// The camera's next keyframe is wanted. Answered by exactly one [`Told::Still`], now or within seconds.
+    pub fn handle_still(&mut self, camera: CameraId, still: StillId, id: Correlation, now: Instant) {
+        let asked = self.check_running().and_then(|()| {
+            self.change(&camera, |camera| camera.ask_still(still, id, now))
+                .ok_or_else(|| RejectReason::NoSuchCamera(camera.clone()))
+        });
+        if let Err(reason) = asked {
+            self.outputs.push_back(Output::Camera { camera, told: Told::Still { still, outcome: Err(reason) } });
         }
+    }
+
+    /// The privacy switch. Off: nobody sees anything any more, nor can ask to.
+    ///
+    /// # Errors
+    /// There is no such camera, or all is shutting down.
+    pub fn handle_switch(
+        &mut self,
+        camera: &CameraId,
+        on: bool,
+        id: Correlation,
+        now: Instant,
+    ) -> Result<(), RejectReason> {
+        self.check_running()?;
+        let switched = self.change(camera, |camera| camera.switch(on, id, now));
+        switched.ok_or_else(|| RejectReason::NoSuchCamera(camera.clone()))?;
+        if !on {
+            self.close_all(CloseReason::Disabled, |session| session.camera == *camera);
+        }
+        Ok(())
+    }
+
+    /// A camera gave a picture. False: it may not be shown to anybody.
+    pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit) -> bool {
+        self.change(camera, |camera| camera.handle_unit(unit)).unwrap_or(false)
     }
 
     /// The camera failed; its viewers stay and are told.
     pub fn handle_camera_lost(&mut self, camera: &CameraId, reason: &str) {
-        if let Some(known) = self.cameras.get_mut(camera)
-            && known.lost.replace(reason.to_owned()).is_none()
-        {
+        if self.change(camera, |camera| camera.handle_lost(reason)) == Some(true) {
             self.notify(camera, &Notice::CameraLost { reason: reason.to_owned() });
         }
     }
 
     /// The camera delivers.
     pub fn handle_camera_back(&mut self, camera: &CameraId) {
-        if let Some(known) = self.cameras.get_mut(camera)
-            && known.lost.take().is_some()
-        {
+        if self.change(camera, Camera::handle_back) == Some(true) {
             self.notify(camera, &Notice::CameraBack);
         }
     }
@@ -247,16 +284,13 @@ impl Sessions {
             let late = |session: &Session| matches!(session.state.on(Event::Timeout, now), State::Closed(_));
             self.close_all(CloseReason::ConnectTimeout, late);
         }
-        for (id, camera) in &mut self.cameras {
-            if camera.keyframe_due_at.is_some_and(|due| now >= due) && camera.want_keyframe(now, Duration::ZERO) {
-                self.outputs.push_back(Output::Demand { camera: id.clone(), demand: camera.demand });
-            }
-        }
+        self.change_all(|camera| camera.handle_timeout(now));
     }
 
     /// Says bye to everybody; new offers are refused from here on.
     pub fn shut_down(&mut self) {
         self.stopping = true;
+        self.change_all(Camera::shut_down);
         self.close_all(CloseReason::Shutdown, |_| true);
     }
 
@@ -265,7 +299,7 @@ impl Sessions {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.connecting.values().copied().chain(self.cameras.values().filter_map(|camera| camera.keyframe_due_at)).min()
+        self.connecting.values().copied().chain(self.cameras.values().filter_map(Camera::poll_timeout)).min()
     }
 
     /// Sessions that hold a place with this camera.
@@ -281,11 +315,11 @@ impl Sessions {
         sdp: String,
         now: Instant,
     ) -> Result<(), RejectReason> {
-        if self.stopping {
-            return Err(RejectReason::ShuttingDown);
-        }
-        let Some(limit) = self.cameras.get(&camera).map(|camera| camera.settings.max_viewers) else {
-            return Err(RejectReason::NoSuchCamera(camera));
+        self.check_running()?;
+        let limit = match self.cameras.get(&camera) {
+            None => return Err(RejectReason::NoSuchCamera(camera)),
+            Some(known) if !known.is_on() => return Err(RejectReason::Disabled),
+            Some(known) => known.settings.max_viewers,
         };
         // One who begins anew takes the place of its own old session, if it can have one.
         let old = self.by_address.get(from).copied();
@@ -300,9 +334,7 @@ impl Sessions {
         }
         if let Some(old) = old {
             // No bye: to the same address it would be taken for the new session's.
-            self.count_closed(CloseReason::Replaced);
-            self.outputs.push_back(Output::ClosePeer { session: old });
-            self.forget(old);
+            self.end(old, CloseReason::Replaced);
         }
         self.last_id += 1;
         let session = SessionId(self.last_id);
@@ -318,9 +350,7 @@ impl Sessions {
         self.sessions.insert(session, known);
         self.by_address.insert(from.clone(), session);
         self.connecting.insert(session, give_up_at);
-        if let Some(known) = self.cameras.get_mut(&camera) {
-            known.viewers += 1;
-        }
+        self.change(&camera, |camera| camera.viewers += 1);
         self.outputs.push_back(Output::OpenPeer { session, camera, sdp });
         Ok(())
     }
@@ -378,35 +408,47 @@ impl Sessions {
     fn close(&mut self, session: SessionId, reason: CloseReason) {
         let Some(known) = self.sessions.get(&session) else { return };
         let to = known.address.clone();
-        self.count_closed(reason);
-        self.outputs.push_back(Output::ClosePeer { session });
-        self.forget(session);
+        self.end(session, reason);
         self.respond(to, None, Reply::Bye(reason));
     }
 
-    fn forget(&mut self, session: SessionId) {
-        let Some(known) = self.sessions.remove(&session) else { return };
-        self.by_address.remove(&known.address);
-        self.connecting.remove(&session);
-        if let Some(camera) = self.cameras.get_mut(&known.camera) {
-            camera.viewers -= 1;
-            if camera.viewers == 0 {
-                camera.keyframe_due_at = None;
-                camera.lost = None;
-            }
-            if camera.viewers == 0 && std::mem::take(&mut camera.demand.running) {
-                self.outputs.push_back(Output::Demand { camera: known.camera, demand: camera.demand });
-            }
+    fn end(&mut self, session: SessionId, reason: CloseReason) {
+        self.count_closed(reason);
+        self.outputs.push_back(Output::ClosePeer { session });
+        if let Some(Session { camera, state: State::Live, .. }) = self.forget(session) {
+            self.change(&camera, |camera| camera.viewer_left(reason));
         }
     }
 
-    fn viewer_came(&mut self, camera: &CameraId, now: Instant) {
-        let Some(known) = self.cameras.get_mut(camera) else { return };
-        let starts = !std::mem::replace(&mut known.demand.running, true);
-        // Asked for now, it is there when the connection is.
-        let asked = known.want_keyframe(now, self.settings.keyframe_gap);
-        if starts || asked {
-            self.outputs.push_back(Output::Demand { camera: camera.clone(), demand: known.demand });
+    fn forget(&mut self, session: SessionId) -> Option<Session> {
+        let known = self.sessions.remove(&session)?;
+        self.by_address.remove(&known.address);
+        self.connecting.remove(&session);
+        self.change(&known.camera, |camera| {
+            camera.viewers -= 1;
+            if known.is_answered {
+                camera.unwatch();
+            }
+        });
+        Some(known)
+    }
+
+    fn check_running(&self) -> Result<(), RejectReason> {
+        if self.stopping { Err(RejectReason::ShuttingDown) } else { Ok(()) }
+    }
+
+    /// Every change to a camera goes through here, so that nothing it tells stays behind. `None`: there is no such camera.
+    fn change<T>(&mut self, camera: &CameraId, change: impl FnOnce(&mut Camera) -> T) -> Option<T> {
+        let known = self.cameras.get_mut(camera)?;
+        let outcome = change(known);
+        self.outputs.extend(known.take_told().map(|told| Output::Camera { camera: camera.clone(), told }));
+        Some(outcome)
+    }
+
+    fn change_all(&mut self, change: impl Fn(&mut Camera)) {
+        for (id, camera) in &mut self.cameras {
+            change(camera);
+            self.outputs.extend(camera.take_told().map(|told| Output::Camera { camera: id.clone(), told }));
         }
     }
 
@@ -430,26 +472,6 @@ impl Sessions {
         if let Some(at) = CloseReason::ALL.iter().position(|&other| other == reason) {
             self.counters.sessions_closed[at].add(1);
         }
-    }
-}
-
-impl Camera {
-    fn new(settings: ViewedCamera) -> Self {
-        let demand = Demand { running: false, bitrate: settings.bitrate, keyframe: 0 };
-        Self { settings, demand, viewers: 0, keyframe_asked_at: None, keyframe_due_at: None, lost: None }
-    }
-
-    /// Raises the demand's keyframe count, or puts it off when the last was less than `gap` ago. True: it was raised.
-    fn want_keyframe(&mut self, now: Instant, gap: Duration) -> bool {
-        let allowed_at = self.keyframe_asked_at.map_or(now, |asked| asked + gap);
-        if now < allowed_at {
-            self.keyframe_due_at = Some(allowed_at);
-            return false;
-        }
-        self.keyframe_asked_at = Some(now);
-        self.keyframe_due_at = None;
-        self.demand.keyframe += 1;
-        true
     }
 }
 

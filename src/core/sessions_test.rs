@@ -3,7 +3,9 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::camera::Demand;
 use crate::core::signal::{LinkId, SessionName};
+use crate::core::trigger::{self, Action, Happening};
 
 const GAP: Duration = Duration::from_millis(500);
 
@@ -16,6 +18,7 @@ fn sessions(max_viewers: usize) -> Sessions {
     let cameras = ["front", "back"].map(|name| ViewedCamera { id: camera(name), max_viewers, bitrate });
     let settings = SessionsSettings {
         cameras: cameras.to_vec(),
+        switched_off: BTreeSet::new(),
         negotiation_timeout: Duration::from_secs(10),
         max_negotiations: 4,
         max_candidates: 3,
@@ -62,8 +65,19 @@ fn replies(outputs: &[Output]) -> Vec<&Reply> {
 }
 
 fn demands(outputs: &[Output]) -> Vec<Demand> {
-    let demand = |output: &Output| if let Output::Demand { demand, .. } = output { Some(*demand) } else { None };
+    let demand = |output: &Output| match output {
+        Output::Camera { told: Told::Demand(demand), .. } => Some(*demand),
+        _ => None,
+    };
     outputs.iter().filter_map(demand).collect()
+}
+
+fn happenings(outputs: &[Output]) -> Vec<Happening> {
+    let happening = |output: &Output| match output {
+        Output::Camera { told: Told::Event(event), .. } => Some(event.happening.clone()),
+        _ => None,
+    };
+    outputs.iter().filter_map(happening).collect()
 }
 
 fn opened(outputs: &[Output]) -> SessionId {
@@ -261,6 +275,64 @@ fn shutting_down_says_bye_to_all_and_refuses_new_offers() {
     assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::ShuttingDown)]);
 }
 
+#[test]
+fn switching_off_ends_the_cameras_sessions_and_refuses_new_ones_until_it_is_on() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    let back = Signal::Offer { camera: camera("back"), sdp: String::new() };
+    say(&mut sessions, "bob", back, now);
+    sessions.handle_switch(&camera("front"), false, None, now).unwrap();
+    let outputs = drain(&mut sessions);
+    assert_eq!(replies(&outputs), [&Reply::Bye(CloseReason::Disabled)]);
+    assert!(matches!(demands(&outputs)[..], [Demand { running: false, off: true, .. }]));
+    let outputs = say(&mut sessions, "ann", offer(), now);
+    assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::Disabled)]);
+    sessions.handle_switch(&camera("front"), true, None, now).unwrap();
+    opened(&say(&mut sessions, "ann", offer(), now));
+}
+
+#[test]
+fn a_camera_that_was_off_when_the_device_stopped_is_off_from_the_start() {
+    let settings = SessionsSettings { switched_off: BTreeSet::from([camera("front")]), ..sessions(8).settings };
+    let (mut sessions, now) = (Sessions::new(settings, Arc::default()), Instant::now());
+    let outputs = say(&mut sessions, "ann", offer(), now);
+    assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::Disabled)]);
+}
+
+#[test]
+fn who_had_pictures_is_told_of_when_it_comes_and_goes_and_who_had_none_is_not() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    let ann = opened(&say(&mut sessions, "ann", offer(), now));
+    say(&mut sessions, "bob", offer(), now);
+    for _ in 0..2 {
+        sessions.handle_peer(ann, PeerEvent::Connected, now);
+    }
+    say(&mut sessions, "bob", Signal::Bye, now);
+    sessions.handle_peer(ann, PeerEvent::Lost, now);
+    sessions.handle_signal(Request { from: viewer("ann"), id: None, signal: offer() }, now);
+    let outputs = drain(&mut sessions);
+    assert_eq!(happenings(&outputs), [Happening::ViewerLeft { viewers: 0, reason: CloseReason::Lost }]);
+}
+
+#[test]
+fn what_is_asked_of_an_unknown_camera_or_of_one_that_stops_is_refused() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    for (name, reason) in
+        [("attic", RejectReason::NoSuchCamera(camera("attic"))), ("front", RejectReason::ShuttingDown)]
+    {
+        let trigger = Trigger { camera: camera(name), id: None, action: Action::Sleep };
+        assert_eq!(sessions.handle_trigger(trigger, now), Err(reason.clone()));
+        assert_eq!(sessions.handle_switch(&camera(name), true, None, now), Err(reason.clone()));
+        sessions.handle_still(camera(name), StillId(1), None, now);
+        let outputs = drain(&mut sessions);
+        let [Output::Camera { told: Told::Still { outcome: Err(refused), .. }, .. }] = &outputs[..] else {
+            panic!("{outputs:?}")
+        };
+        assert_eq!(*refused, reason);
+        sessions.shut_down();
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Say(u8, SayOp),
@@ -269,6 +341,8 @@ enum Op {
     NextOfferIsGood(bool),
     Peer(u8, PeerEvent),
     Camera(bool),
+    Wake(bool),
+    Switch(bool),
     Wait(u64),
     ShutDown,
 }
@@ -301,6 +375,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<bool>().prop_map(Op::NextOfferIsGood),
         4 => (0..30u8, event).prop_map(|(session, event)| Op::Peer(session, event)),
         1 => any::<bool>().prop_map(Op::Camera),
+        1 => any::<bool>().prop_map(Op::Wake),
+        1 => any::<bool>().prop_map(Op::Switch),
         3 => (0..4000u64).prop_map(Op::Wait),
         1 => Just(Op::ShutDown),
     ]
@@ -308,7 +384,8 @@ fn op() -> impl Strategy<Value = Op> {
 
 proptest! {
     /// Whatever happens in whatever order: each peer opened is closed at most once and at the end exactly once, a camera
-    /// runs exactly while it has viewers, no house is over-full, and keyframes are asked for no faster than the gap.
+    /// that nobody woke runs exactly while it has viewers, one that is switched off has none, who joined leaves once, no house
+    /// is over-full, and keyframes are asked for no faster than the gap.
     #[test]
     fn every_peer_opened_is_closed_once_and_demand_follows_viewers(ops in proptest::collection::vec(op(), 0..120)) {
         let mut sessions = sessions(2);
@@ -317,6 +394,8 @@ proptest! {
         let mut running = BTreeMap::new();
         let mut next_offer_is_good = true;
         let mut asked: BTreeMap<CameraId, (u64, Instant)> = BTreeMap::new();
+        let mut watching: BTreeMap<CameraId, i32> = BTreeMap::new();
+        let (mut awake, mut on) = (false, true);
         for op in ops.into_iter().chain([Op::ShutDown]) {
             match op {
                 Op::Say(who, what) => {
@@ -337,6 +416,14 @@ proptest! {
                 Op::Peer(session, event) => sessions.handle_peer(SessionId(session.into()), event, now),
                 Op::Camera(true) => sessions.handle_camera_back(&camera("front")),
                 Op::Camera(false) => sessions.handle_camera_lost(&camera("front"), "gone"),
+                Op::Wake(front) => {
+                    let action = if front { Action::Wake { ttl: Duration::from_secs(5) } } else { Action::Sleep };
+                    let woken = sessions.handle_trigger(Trigger { camera: camera("front"), id: None, action }, now);
+                    awake |= front && woken.is_ok();
+                }
+                Op::Switch(on) => {
+                    let _ = sessions.handle_switch(&camera("front"), on, None, now);
+                }
                 Op::Wait(ms) => {
                     now += Duration::from_millis(ms);
                     sessions.handle_timeout(now);
@@ -359,7 +446,7 @@ proptest! {
                     Output::RestartPeer { session, .. } | Output::AddCandidate { session, .. } => {
                         prop_assert!(open.contains(&session), "{session:?} is not open");
                     }
-                    Output::Demand { camera, demand } => {
+                    Output::Camera { camera, told: Told::Demand(demand) } => {
                         let (count, at) = asked.get(&camera).copied().unwrap_or((0, now));
                         if demand.keyframe > count {
                             prop_assert!(count == 0 || now >= at + GAP, "two keyframes within the gap");
@@ -367,15 +454,29 @@ proptest! {
                         }
                         running.insert(camera, demand.running);
                     }
-                    Output::Respond(_) => {}
+                    Output::Camera { told: Told::Switched { on: is_on }, .. } => on = is_on,
+                    Output::Camera { camera, told: Told::Event(trigger::Event { happening, .. }) } => {
+                        let watching = watching.entry(camera.clone()).or_default();
+                        match happening {
+                            Happening::ViewerJoined { .. } => *watching += 1,
+                            Happening::ViewerLeft { .. } => *watching -= 1,
+                            Happening::Asleep => awake = false,
+                            _ => {}
+                        }
+                        prop_assert!(*watching >= 0, "somebody left who had not joined");
+                    }
+                    Output::Respond(_) | Output::Camera { .. } => {}
                 }
             }
             for name in ["front", "back"] {
                 let viewers = sessions.viewers(&camera(name));
                 prop_assert!(viewers <= 2);
-                prop_assert_eq!(running.get(&camera(name)).copied().unwrap_or(false), viewers > 0);
+                let awake = awake && name == "front";
+                prop_assert!(on || name != "front" || viewers == 0 && !awake);
+                prop_assert_eq!(running.get(&camera(name)).copied().unwrap_or(false), viewers > 0 || awake);
             }
         }
         prop_assert!(open.is_empty(), "left open: {open:?}");
+        prop_assert!(watching.values().all(|&watching| watching == 0), "joined and never left: {watching:?}");
     }
 }

@@ -23,11 +23,16 @@ pub enum Action {
     Sleep,
 }
 
+impl Action {
+    /// A trigger holds a camera no longer; who needs it longer triggers again.
+    pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
+}
+
 /// Something that happened to a camera.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub camera: CameraId,
-    /// The newest trigger that still holds the camera, or that this event ends.
+    /// The trigger that did it; else the newest one that holds the camera open, or did until now.
     pub trigger: Correlation,
     pub happening: Happening,
 }

@@ -1,19 +1,35 @@
-//! `GET /api/cameras`: what this device has, and what each camera is doing.
+//! `/api/cameras`: what this device has and what each camera is doing, stills, and the privacy switch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::{Extension, State};
-use axum::routing::get;
+use axum::body::Body;
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::{get, put};
 use axum::{Json, Router, middleware};
 use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::{info, warn};
 
-use super::token::Grant;
-use super::{CameraBoard, Links, rim};
-use crate::core::camera::{CameraState, Stream};
+use super::problem::Problem;
+use super::token::{Grant, Permission};
+use super::{CameraBoard, Inbound, Links, rim};
+use crate::core::camera::{CameraState, Stream, Switch};
+use crate::core::signal::RejectReason;
+
+/// A still, from request to picture: the camera is opened (5 s) and gives a keyframe (10 s in all), which is decoded.
+const STILL_WITHIN: Duration = Duration::from_secs(20);
+/// For a switch to be written down; the disk of a board can take its time.
+const KEPT_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) fn router(links: Arc<Links>) -> Router {
     Router::new()
         .route("/api/cameras", get(cameras))
+        .route("/api/cameras/{camera}/still.jpg", get(still))
+        .route("/api/cameras/{camera}/enabled", put(switch))
         .layer(middleware::from_fn_with_state(Arc::clone(&links), rim::check_token))
         .layer(middleware::from_fn_with_state(Arc::clone(&links), rim::check_page))
         .with_state(links)
@@ -23,6 +39,76 @@ pub(super) fn router(links: Arc<Links>) -> Router {
 async fn cameras(State(links): State<Arc<Links>>, Extension(grant): Extension<Grant>) -> Json<Device> {
     let cameras = links.cameras.iter().filter(|board| grant.covers(&board.id)).map(Camera::from).collect();
     Json(Device { device: links.device.clone(), cameras })
+}
+
+/// A JPEG of the next keyframe.
+async fn still(
+    State(links): State<Arc<Links>>,
+    Extension(grant): Extension<Grant>,
+    Path(camera): Path<String>,
+) -> Result<impl IntoResponse, Problem> {
+    let camera = rim::camera(&links, &grant, Permission::View, &camera)?.id.clone();
+    let jpeg = async {
+        let (reply, keyframe) = oneshot::channel();
+        links.tell_engine(Inbound::Still { camera: camera.clone(), id: None, reply }).await?;
+        let keyframe = keyframe.await.unwrap_or(Err(RejectReason::ShuttingDown))?;
+        let make_jpeg = Arc::clone(&links.make_jpeg);
+        let made = links.tasks.spawn_blocking(move || make_jpeg(keyframe)).await;
+        made.unwrap_or_else(|panic| Err(panic.to_string())).map_err(|why| {
+            warn!(%camera, why, "no still was made");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "no-still", why)
+        })
+    };
+    let jpeg = timeout(STILL_WITHIN, jpeg).await.map_err(|_| Problem::no_answer())??;
+    Ok(([(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "no-store")], jpeg))
+}
+
+/// The privacy switch: `true` or `false`. Answered when it holds and is written down, or with the reason why it is not.
+async fn switch(
+    State(links): State<Arc<Links>>,
+    Extension(grant): Extension<Grant>,
+    Path(camera): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Enabled>, Problem> {
+    let board = rim::camera(&links, &grant, Permission::Control, &camera)?;
+    let body = rim::body_of(&links, &headers, "application/json", body).await?;
+    let on = match body.trim_ascii() {
+        b"true" => true,
+        b"false" => false,
+        _ => {
+            return Err(Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "bad-field",
+                "the body is neither true nor false",
+            ));
+        }
+    };
+    let (reply, switched) = oneshot::channel();
+    links.tell_engine(Inbound::Switch { camera: board.id.clone(), on, id: None, reply }).await?;
+    let switched = timeout(links.settings.answer_timeout, switched).await.map_err(|_| Problem::no_answer())?;
+    switched.unwrap_or(Err(RejectReason::ShuttingDown))?;
+    info!(camera = %board.id, on, by = grant.subject, "switched");
+    let mut shown = board.switch.clone();
+    let kept = timeout(KEPT_WITHIN, shown.wait_for(|switch| switch.on == on)).await;
+    Ok(Json(match kept {
+        Ok(Ok(switch)) => Enabled::from(&*switch),
+        Ok(Err(_)) | Err(_) => Enabled { enabled: on, unkept: Some("it is not written down yet".into()) },
+    }))
+}
+
+/// The privacy switch as programs see it.
+#[derive(Serialize)]
+struct Enabled {
+    enabled: bool,
+    /// Why a restart would undo it.
+    unkept: Option<String>,
+}
+
+impl From<&Switch> for Enabled {
+    fn from(switch: &Switch) -> Self {
+        Self { enabled: switch.on, unkept: switch.unkept.clone() }
+    }
 }
 
 #[derive(Serialize)]
@@ -35,6 +121,8 @@ struct Device {
 #[derive(Serialize)]
 struct Camera {
     id: String,
+    #[serde(flatten)]
+    switch: Enabled,
     state: &'static str,
     error: Option<String>,
     retry_in_ms: Option<u64>,
@@ -62,6 +150,7 @@ impl From<&CameraBoard> for Camera {
         let of = |field: fn(&Stream) -> u32| stream.map(field);
         Self {
             id: board.id.to_string(),
+            switch: Enabled::from(&*board.switch.borrow()),
             state: status.state.slug(),
             error,
             retry_in_ms,

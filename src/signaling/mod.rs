@@ -15,7 +15,7 @@ mod websocket;
 pub mod whep;
 pub mod wire;
 
-pub use self::rim::may_read_metrics;
+pub use self::rim::{is_type, may_read_metrics};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -122,7 +122,7 @@ impl Default for LinkSettings {
     }
 }
 
-/// `/ws`, `/whep/<camera>` with its session URLs, and `/api/cameras`.
+/// `/ws`, `/whep/<camera>` with its session URLs, and `/api/cameras` with each camera's still and switch.
 ///
 /// The router needs the caller's address as `ConnectInfo<IpAddr>` on every request; `http.rs` puts it there.
 pub fn router(links: Arc<Links>) -> Router {
@@ -162,10 +162,14 @@ impl Links {
         }
     }
 
-    /// Hands a request to the engine. A client waits a moment for room in the channel, which slows down this one only.
+    /// Hands something to the engine. A client waits a moment for room in the channel, which slows down this one only.
     async fn submit(&self, request: Request, outbox: Outbox) -> Result<(), RejectReason> {
+        self.tell_engine(Inbound::Request { request, outbox }).await
+    }
+
+    async fn tell_engine(&self, inbound: Inbound) -> Result<(), RejectReason> {
         const PATIENCE: Duration = Duration::from_secs(1);
-        match timeout(PATIENCE, self.engine.send(Inbound::Request { request, outbox })).await {
+        match timeout(PATIENCE, self.engine.send(inbound)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(RejectReason::ShuttingDown),
             Err(_) => Err(RejectReason::Busy { retry_after: PATIENCE }),

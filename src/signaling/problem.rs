@@ -24,6 +24,10 @@ impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self { status, code, detail: detail.into(), retry_after: None }
     }
+
+    pub(super) fn no_answer() -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "no-answer", "the device did not answer in time; try again")
+    }
 }
 
 /// Statuses by the WHEP draft. One choice needs its reason: an offer that cannot be read is 422, not 400, because Eyevinn's

@@ -3,18 +3,22 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::access::Denied;
-use super::problem::Problem;
-use super::token::Grant;
-use super::{Links, clock, wall_clock};
+use tokio::time::timeout;
 
-const METHODS: &str = "GET, HEAD, POST, PATCH, DELETE, OPTIONS";
+use super::access::{Denied, permit};
+use super::problem::Problem;
+use super::token::{Grant, Permission};
+use super::{CameraBoard, Links, clock, wall_clock, wire};
+use crate::core::signal::{CameraId, RejectReason};
+
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 const REQUEST_HEADERS: &str = "Authorization, Content-Type, If-Match";
 const RESPONSE_HEADERS: &str = "Location, ETag, Link, Accept-Patch, Accept-Post, Retry-After, WWW-Authenticate";
 
@@ -83,6 +87,49 @@ pub(super) fn admit(links: &Links, token: Option<&str>, caller: Option<IpAddr>) 
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = text(headers, header::AUTHORIZATION)?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The camera of this name, if the caller has this permission for it; only then is it told whether there is one.
+pub(super) fn camera<'a>(
+    links: &'a Links,
+    grant: &Grant,
+    permission: Permission,
+    name: &str,
+) -> Result<&'a CameraBoard, Problem> {
+    let id = CameraId::new(name)
+        .map_err(|error| Problem::new(StatusCode::NOT_FOUND, "no-such-camera", error.to_string()))?;
+    permit(grant, permission, &id).inspect_err(|_| links.counters.denied.add(1))?;
+    Ok(links.camera(&id).ok_or(RejectReason::NoSuchCamera(id))?)
+}
+
+/// The body: of the wanted type, not too long, and not too slow in coming.
+pub(super) async fn body_of(
+    links: &Links,
+    headers: &HeaderMap,
+    wanted: &'static str,
+    body: Body,
+) -> Result<Bytes, Problem> {
+    if !is_type(headers.get(header::CONTENT_TYPE), wanted) {
+        let detail = format!("the Content-Type is not {wanted}");
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "wrong-type", detail));
+    }
+    match timeout(links.settings.body_timeout, to_bytes(body, wire::MAX_MESSAGE)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => {
+            let detail = format!("the body has more than {} bytes, or ended early", wire::MAX_MESSAGE);
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", detail))
+        }
+        Err(_) => {
+            links.counters.connections_cut.add(1);
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "the body did not come in time"))
+        }
+    }
+}
+
+/// Whether a `Content-Type` is this media type, whatever its case and parameters.
+pub fn is_type(given: Option<&HeaderValue>, wanted: &str) -> bool {
+    let given = given.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    given.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(wanted)
 }
 
 /// A header that cannot be read as text counts as one nobody can match, not as one that is not there.

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response as HttpResponse};
@@ -21,11 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::access::permit;
 use super::problem::Problem;
 use super::sdpfrag::{Fragment, IceCredentials, restarted};
 use super::token::{Grant, Permission};
-use super::{Links, Outbox, rim, unguessable_name, wire};
+use super::{Links, Outbox, rim, unguessable_name};
 use crate::core::signal::{
     Address, CameraId, ClientId, LinkId, RejectReason, Reply, Request, Response, SessionName, Signal,
 };
@@ -84,7 +83,7 @@ async fn offer(
     whep.submit(&name, None, Signal::Offer { camera: camera.clone(), sdp: sdp.clone() }, &outbox).await?;
     // Whatever ends the wait drops `responses`, which tells the engine that nobody is there any more.
     let first = timeout(whep.links.settings.answer_timeout, first_reply(&mut responses)).await;
-    let answer = answer_of(first.map_err(|_| no_answer())?.ok_or(RejectReason::ShuttingDown)?)?;
+    let answer = answer_of(first.map_err(|_| Problem::no_answer())?.ok_or(RejectReason::ShuttingDown)?)?;
     let location = format!("/whep/{camera}/{}", name.as_str());
     let session = Session {
         camera,
@@ -187,13 +186,8 @@ async fn patch_types(
 }
 
 impl Whep {
-    /// The camera of this name, if the viewer may watch it; only then is it told whether there is one.
     fn camera(&self, grant: &Grant, name: &str) -> Result<CameraId, Problem> {
-        let id = CameraId::new(name)
-            .map_err(|error| Problem::new(StatusCode::NOT_FOUND, "no-such-camera", error.to_string()))?;
-        permit(grant, Permission::View, &id).inspect_err(|_| self.links.counters.denied.add(1))?;
-        self.links.camera(&id).ok_or(RejectReason::NoSuchCamera(id.clone()))?;
-        Ok(id)
+        rim::camera(&self.links, grant, Permission::View, name).map(|board| board.id.clone())
     }
 
     /// The session of this URL, if it lives.
@@ -204,23 +198,8 @@ impl Whep {
         if lives { Ok(name) } else { Err(RejectReason::NoSuchSession.into()) }
     }
 
-    /// The body as text: of the wanted type, not too long, and not too slow in coming.
     async fn text_of(&self, headers: &HeaderMap, wanted: &'static str, body: Body) -> Result<String, Problem> {
-        if !is_type(headers.get(header::CONTENT_TYPE), wanted) {
-            let detail = format!("the Content-Type is not {wanted}");
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "wrong-type", detail));
-        }
-        let bytes = match timeout(self.links.settings.body_timeout, to_bytes(body, wire::MAX_MESSAGE)).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(_)) => {
-                let detail = format!("the body has more than {} bytes, or ended early", wire::MAX_MESSAGE);
-                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", detail));
-            }
-            Err(_) => {
-                self.links.counters.connections_cut.add(1);
-                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "the body did not come in time"));
-            }
-        };
+        let bytes = rim::body_of(&self.links, headers, wanted, body).await?;
         String::from_utf8(bytes.into()).map_err(|_| RejectReason::BadOffer("it is not UTF-8 text".into()).into())
     }
 
@@ -263,7 +242,7 @@ impl Whep {
         let answer = match timeout(self.links.settings.answer_timeout, answer).await {
             Ok(Ok(reply)) => answer_of(reply)?,
             Ok(Err(_)) => return Err(RejectReason::NoSuchSession.into()),
-            Err(_) => return Err(no_answer()),
+            Err(_) => return Err(Problem::no_answer()),
         };
         let generation = {
             let mut sessions = self.sessions();
@@ -408,10 +387,6 @@ fn answer_of(reply: Reply) -> Result<String, Problem> {
     }
 }
 
-fn no_answer() -> Problem {
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "no-answer", "the device did not answer in time; try again")
-}
-
 fn internal() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this is a fault of edgecam; please report it")
 }
@@ -429,10 +404,4 @@ pub fn matches_tag(given: &[u8], current: &str) -> bool {
     let Ok(given) = str::from_utf8(given) else { return false };
     let current = current.trim_matches('"');
     given.split(',').map(|tag| tag.trim().trim_matches('"')).any(|tag| tag == "*" || tag == current)
-}
-
-/// Whether a `Content-Type` is this media type, whatever its case and parameters.
-pub fn is_type(given: Option<&HeaderValue>, wanted: &str) -> bool {
-    let given = given.and_then(|value| value.to_str().ok()).unwrap_or_default();
-    given.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(wanted)
 }

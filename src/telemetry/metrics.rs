@@ -79,16 +79,19 @@ type Counted<C> = (&'static str, &'static str, fn(&C) -> &Count);
 struct Cameras(Vec<WatchedCamera>);
 
 impl Cameras {
-    const COUNTED: [Counted<CameraCounters>; 6] = [
+    const COUNTED: [Counted<CameraCounters>; 8] = [
         ("camera_pictures_captured", "Pictures that came out of the encoder", |c| &c.units_captured),
         ("camera_captured_bytes", "Their bytes", |c| &c.bytes_captured),
         ("camera_keyframes_captured", "Keyframes that came out of the encoder", |c| &c.keyframes_captured),
         ("camera_keyframes_asked", "Keyframes asked of the encoder, after merging", |c| &c.keyframes_asked),
         ("camera_opened", "Times the camera was opened", |c| &c.opened),
         ("camera_failed", "Times the camera failed or stalled", |c| &c.failed),
+        ("camera_triggers", "Wakes and sleeps that were carried out", |c| &c.triggers),
+        ("camera_stills", "Keyframes given out for stills", |c| &c.stills),
     ];
-    const LEVELS: [Counted<CameraCounters>; 2] = [
+    const LEVELS: [Counted<CameraCounters>; 3] = [
         ("camera_viewers", "Sessions that hold a place", |c| &c.viewers),
+        ("camera_switched_off", "1 while the camera's owner has switched it off", |c| &c.switched_off),
         ("camera_encoder_kbps", "Bit rate asked of the encoder; 0 before it ran", |c| &c.bitrate_kbps),
     ];
 }
@@ -242,6 +245,7 @@ mod tests {
             "edgecam_camera_captured_bytes_total{camera=\"front\"} 1234",
             "edgecam_camera_keyframes_asked_total{camera=\"front\"} 3",
             "edgecam_camera_viewers{camera=\"front\"} 2",
+            "edgecam_camera_switched_off{camera=\"front\"} 0",
             "edgecam_camera_state{camera=\"front\",state=\"running\"} 1",
             "edgecam_camera_state{camera=\"front\",state=\"failed\"} 0",
         ] {
@@ -256,6 +260,7 @@ mod tests {
             "edgecam_sessions_opened_total 5",
             "edgecam_sessions_closed_total{reason=\"viewer-left\"} 0",
             "edgecam_sessions_closed_total{reason=\"lost\"} 4",
+            "edgecam_sessions_closed_total{reason=\"shutdown\"} 0",
             "edgecam_nacks_received_total 7",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");

@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgecam::core::camera::{CameraState, CameraStatus, Stream};
+use edgecam::core::access_unit::AccessUnit;
+use edgecam::core::camera::{CameraState, CameraStatus, Stream, Switch};
 use edgecam::core::counters::LinkCounters;
 use edgecam::core::signal::{Address, CameraId, CloseReason, RejectReason, Reply, Request, Response, Signal};
 use edgecam::http::{self, HttpSettings};
 use edgecam::signaling::access::{Access, AccessSettings, Rule};
 use edgecam::signaling::ice_servers::{Credentials, IceServer};
 use edgecam::signaling::token::{Grant, Permission, TokenKey, mint};
-use edgecam::signaling::{CameraBoard, Inbound, LinkSettings, Links, Outbox, router};
+use edgecam::signaling::{CameraBoard, Inbound, LinkSettings, Links, MakeJpeg, Outbox, router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -47,10 +48,14 @@ pub fn key() -> TokenKey {
 }
 
 /// A token for this device, good for an hour.
-#[expect(clippy::disallowed_methods, reason = "the listener under test reads the same clock")]
 pub fn token(camera: Option<&str>) -> String {
+    token_to(Permission::View, camera)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the listener under test reads the same clock")]
+pub fn token_to(permission: Permission, camera: Option<&str>) -> String {
     let camera = camera.map(|name| CameraId::new(name).unwrap());
-    let grant = Grant { camera, permissions: vec![Permission::View], subject: Some("a test".into()) };
+    let grant = Grant { camera, permissions: vec![permission], subject: Some("a test".into()) };
     mint(&key(), "frontdoor", &grant, Some(Duration::from_secs(3600)), std::time::SystemTime::now())
 }
 
@@ -80,6 +85,7 @@ pub struct Door {
     pub stopping: CancellationToken,
     pub tasks: TaskTracker,
     pub cameras: Vec<watch::Sender<CameraStatus>>,
+    pub switches: Vec<watch::Sender<Switch>>,
     /// Everything the engine got, in order.
     heard: mpsc::Receiver<Heard>,
     outboxes: Arc<Mutex<HashMap<Address, Outbox>>>,
@@ -89,6 +95,8 @@ pub struct Door {
 pub enum Heard {
     Request(Request),
     Left,
+    Still(CameraId),
+    Switch(CameraId, bool),
 }
 
 pub struct Plan {
@@ -97,6 +105,7 @@ pub struct Plan {
     pub script: Script,
     pub links: LinkSettings,
     pub http: HttpSettings,
+    pub make_jpeg: MakeJpeg,
 }
 
 impl Default for Plan {
@@ -107,6 +116,7 @@ impl Default for Plan {
             script: agreeable,
             links: LinkSettings::default(),
             http: HttpSettings::default(),
+            make_jpeg: Arc::new(|keyframe| Ok([b"a jpeg of ", &keyframe.data[..]].concat().into())),
         }
     }
 }
@@ -126,14 +136,14 @@ impl Door {
         let (counters, stopping, tasks) =
             (Arc::<LinkCounters>::default(), CancellationToken::new(), TaskTracker::new());
         let (engine, inbox) = mpsc::channel(64);
-        let (cameras, boards) = ["front", "full"].into_iter().map(board).unzip();
+        let (cameras, (switches, boards)): (_, (Vec<_>, _)) = ["front", "full"].into_iter().map(board).unzip();
         let settings = AccessSettings { rule: plan.rule, device: "frontdoor".into(), origins: plan.origins };
         let links = Links {
             device: "frontdoor".into(),
             cameras: boards,
             engine,
             events: broadcast::Sender::new(16),
-            make_jpeg: Arc::new(|_| Ok(Bytes::from_static(b"jpeg"))),
+            make_jpeg: plan.make_jpeg,
             access: Access::new(settings),
             ice_servers: vec![
                 IceServer { urls: vec!["stun:stun.example.org".into()], credentials: Credentials::None },
@@ -158,7 +168,7 @@ impl Door {
             tasks.clone(),
             stopping.clone(),
         ));
-        Self { address, counters, stopping, tasks, cameras, heard, outboxes }
+        Self { address, counters, stopping, tasks, cameras, switches, heard, outboxes }
     }
 
     /// The next thing the engine hears.
@@ -169,7 +179,7 @@ impl Door {
     pub async fn hears_request(&mut self) -> Request {
         match self.hears().await {
             Heard::Request(request) => request,
-            Heard::Left => panic!("a client left"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -241,7 +251,15 @@ async fn run_engine(
                 }
                 Heard::Request(request)
             }
-            Inbound::Trigger { .. } | Inbound::Still { .. } | Inbound::Switch { .. } => continue,
+            Inbound::Still { camera, reply, .. } => {
+                let _ = reply.send(if camera.as_str() == "full" { Err(busy()) } else { Ok(keyframe()) });
+                Heard::Still(camera)
+            }
+            Inbound::Switch { camera, on, reply, .. } => {
+                let _ = reply.send(Ok(()));
+                Heard::Switch(camera, on)
+            }
+            Inbound::Trigger { .. } => continue,
             Inbound::Left { client } => {
                 outboxes.lock().unwrap().retain(|address, _| address.client != client);
                 Heard::Left
@@ -251,11 +269,22 @@ async fn run_engine(
     }
 }
 
-fn board(name: &str) -> (watch::Sender<CameraStatus>, CameraBoard) {
+fn busy() -> RejectReason {
+    RejectReason::Busy { retry_after: Duration::from_secs(1) }
+}
+
+#[expect(clippy::disallowed_methods, reason = "any time will do")]
+fn keyframe() -> AccessUnit {
+    AccessUnit { captured_at: std::time::Instant::now(), is_keyframe: true, data: Bytes::from_static(b"a keyframe") }
+}
+
+type Board = (watch::Sender<CameraStatus>, (watch::Sender<Switch>, CameraBoard));
+
+fn board(name: &str) -> Board {
     let (sender, status) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
     let id = CameraId::new(name).unwrap();
-    let switch = watch::Sender::default().subscribe();
-    (sender, CameraBoard { id, max_viewers: 8, status, switch, counters: Arc::default() })
+    let (switching, switch) = watch::channel(Switch::default());
+    (sender, (switching, CameraBoard { id, max_viewers: 8, status, switch, counters: Arc::default() }))
 }
 
 pub fn stream() -> Stream {

@@ -2,7 +2,7 @@
 //! with the same seed goes the same way but for the keys.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +12,9 @@ use edgecam::core::access_unit::{AccessUnit, Bitrate};
 use edgecam::core::camera::Demand;
 use edgecam::core::counters::ViewerCounters;
 use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
-use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, Reply, Request, SessionName, Signal};
+use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, RejectReason, Reply, Request, SessionName, Signal};
 use edgecam::core::transmit::Transmit;
+use edgecam::core::trigger::Event;
 use edgecam::peer::{Identity, PeerSettings};
 use edgecam::publisher::{Effect, Publisher, PublisherSettings};
 
@@ -32,6 +33,8 @@ pub struct House {
     pub now: Instant,
     pub viewers: Vec<Seat>,
     pub demand: Demand,
+    pub events: Vec<Event>,
+    pub stills: Vec<Result<AccessUnit, RejectReason>>,
     /// The camera delivers; false: it is unplugged.
     pub plugged: bool,
     pub captured: u64,
@@ -94,6 +97,7 @@ impl House {
         let settings = PublisherSettings {
             sessions: SessionsSettings {
                 cameras: vec![ViewedCamera { id: front(), max_viewers, bitrate }],
+                switched_off: BTreeSet::new(),
                 negotiation_timeout: Duration::from_secs(10),
                 max_negotiations: 16,
                 max_candidates: 64,
@@ -111,7 +115,9 @@ impl House {
             counters,
             now,
             viewers: Vec::new(),
-            demand: Demand { running: false, bitrate, keyframe: 0 },
+            demand: Demand { running: false, off: false, bitrate, keyframe: 0 },
+            events: Vec::new(),
+            stills: Vec::new(),
             plugged: true,
             captured: 0,
             keyframes_captured: 0,
@@ -238,6 +244,9 @@ impl House {
                     }
                     seat.replies.push(response.reply);
                 }
+                Effect::Still { outcome, .. } => self.stills.push(outcome),
+                Effect::Event(event) => self.events.push(event),
+                Effect::Switched { .. } => {}
             }
         }
         for at in 0..self.viewers.len() {

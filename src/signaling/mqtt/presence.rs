@@ -8,7 +8,7 @@ use super::super::wire::{self, VERSION};
 use super::super::{CameraBoard, Links};
 use super::topics::Topics;
 use super::trigger::Refusal;
-use crate::core::capture::{CameraState, Stream};
+use crate::core::camera::{CameraState, Stream};
 use crate::core::signal::{CameraId, Correlation};
 use crate::core::trigger::{Event, Happening};
 

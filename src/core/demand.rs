@@ -1,0 +1,321 @@
+//! What one camera owes: to viewers who hold a place, to the trigger that woke it, to those who wait for a still. And its
+//! privacy switch, which ends it all.
+//!
+//! The camera is to run exactly while one of them wants it. What follows of a change is left in `told`, in order.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::access_unit::AccessUnit;
+use super::camera::Demand;
+use super::sessions::ViewedCamera;
+use super::signal::{CloseReason, Correlation, RejectReason};
+use super::trigger::{Action, Event, Happening};
+
+/// Those who may wait for a still of one camera at one time.
+const MAX_STILLS: usize = 8;
+/// A still that is not there in this time will not come: opening a camera takes up to 5 s, and a camera whose keyframes come
+/// as they come has them every few seconds.
+const STILL_WITHIN: Duration = Duration::from_secs(10);
+
+/// Who waits for a still; given out by whoever asks, and given back with the still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StillId(pub u64);
+
+/// What a change at a camera leads to.
+#[derive(Clone, Debug)]
+pub enum Told {
+    Demand(Demand),
+    /// Each still that was asked for gets exactly one of these.
+    Still {
+        still: StillId,
+        outcome: Result<AccessUnit, RejectReason>,
+    },
+    Event(Event),
+    /// No picture taken until now may be shown any more.
+    ForgetPictures,
+    /// The privacy switch, to be kept over a restart.
+    Switched {
+        on: bool,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Camera {
+    pub(super) settings: ViewedCamera,
+    /// Sessions that hold a place.
+    pub(super) viewers: usize,
+    /// Those of them whose offer was answered.
+    watching: usize,
+    /// Why it delivers nothing, while it does not.
+    lost: Option<String>,
+    demand: Demand,
+    keyframe_gap: Duration,
+    keyframe_asked_at: Option<Instant>,
+    /// A keyframe that was wanted too soon after the last is asked for at this time.
+    keyframe_due_at: Option<Instant>,
+    wake: Option<Wake>,
+    /// In the order in which they were asked for.
+    stills: VecDeque<Still>,
+    /// Pictures taken before this are from the other side of the switch.
+    shows_from: Option<Instant>,
+    told: VecDeque<Told>,
+}
+
+/// A trigger that keeps the camera open.
+#[derive(Debug)]
+struct Wake {
+    until: Instant,
+    /// Of the newest trigger.
+    id: Correlation,
+    /// No picture has come since the newest trigger.
+    awaits_picture: bool,
+}
+
+#[derive(Debug)]
+struct Still {
+    still: StillId,
+    id: Correlation,
+    give_up_at: Instant,
+}
+
+impl Camera {
+    pub(super) fn new(settings: ViewedCamera, is_on: bool, keyframe_gap: Duration) -> Self {
+        let demand = Demand { running: false, off: !is_on, bitrate: settings.bitrate, keyframe: 0 };
+        Self {
+            settings,
+            viewers: 0,
+            watching: 0,
+            lost: None,
+            demand,
+            keyframe_gap,
+            keyframe_asked_at: None,
+            keyframe_due_at: None,
+            wake: None,
+            stills: VecDeque::new(),
+            shows_from: None,
+            told: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn take_told(&mut self) -> impl Iterator<Item = Told> {
+        self.told.drain(..)
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        !self.demand.off
+    }
+
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// A viewer's offer was answered; the keyframe asked for now is there when the connection is.
+    pub(super) fn watch(&mut self, now: Instant) {
+        self.watching += 1;
+        self.want_pictures(now);
+    }
+
+    pub(super) fn unwatch(&mut self) {
+        self.watching -= 1;
+        self.settle();
+    }
+
+    pub(super) fn viewer_joined(&mut self) {
+        self.happened(Happening::ViewerJoined { viewers: self.viewers });
+    }
+
+    pub(super) fn viewer_left(&mut self, reason: CloseReason) {
+        self.happened(Happening::ViewerLeft { viewers: self.viewers, reason });
+    }
+
+    pub(super) fn trigger(&mut self, action: Action, id: Correlation, now: Instant) -> Result<(), RejectReason> {
+        match action {
+            Action::Wake { ttl } => {
+                self.check_on()?;
+                let until = now + ttl.min(Action::LONGEST_TTL);
+                let until = self.wake.take().map_or(until, |wake| wake.until.max(until));
+                self.wake = Some(Wake { until, id, awaits_picture: true });
+                if !self.demand.running {
+                    self.want_pictures(now);
+                }
+            }
+            Action::Sleep => self.end_wake(id),
+        }
+        Ok(())
+    }
+
+    /// The next keyframe, as a [`Told::Still`].
+    pub(super) fn ask_still(&mut self, still: StillId, id: Correlation, now: Instant) {
+        let refused = self.check_on().and_then(|()| match &self.lost {
+            Some(reason) => Err(RejectReason::CameraLost(reason.clone())),
+            None if self.stills.len() >= MAX_STILLS => Err(RejectReason::Busy { retry_after: Duration::from_secs(1) }),
+            None => Ok(()),
+        });
+        if let Err(reason) = refused {
+            self.told.push_back(Told::Still { still, outcome: Err(reason) });
+            return;
+        }
+        self.stills.push_back(Still { still, id, give_up_at: now + STILL_WITHIN });
+        self.want_pictures(now);
+    }
+
+    /// The privacy switch. To what it is set already, it is not set again.
+    pub(super) fn switch(&mut self, on: bool, id: Correlation, now: Instant) {
+        if on == self.is_on() {
+            return;
+        }
+        self.demand.off = !on;
+        self.demand.running = false;
+        self.shows_from = Some(now);
+        // The camera first: whatever else there is to do can wait.
+        self.told.push_back(Told::Demand(self.demand));
+        self.told.push_back(Told::ForgetPictures);
+        self.told.push_back(Told::Switched { on });
+        self.happened_by(id, if on { Happening::Enabled } else { Happening::Disabled });
+        self.end_stills(&RejectReason::Disabled);
+        self.end_wake(None);
+        self.settle();
+    }
+
+    /// A picture came. False: it may not be shown.
+    pub(super) fn handle_unit(&mut self, unit: &AccessUnit) -> bool {
+        if self.demand.off || self.shows_from.is_some_and(|from| unit.captured_at < from) {
+            return false;
+        }
+        if let Some(wake) = &mut self.wake
+            && std::mem::take(&mut wake.awaits_picture)
+        {
+            self.happened(Happening::Woken);
+        }
+        if unit.is_keyframe && !self.stills.is_empty() {
+            for Still { still, id, .. } in std::mem::take(&mut self.stills) {
+                self.told.push_back(Told::Still { still, outcome: Ok(unit.clone()) });
+                self.happened_by(id, Happening::StillTaken);
+            }
+            self.settle();
+        }
+        true
+    }
+
+    /// It failed. True: that is news.
+    pub(super) fn handle_lost(&mut self, reason: &str) -> bool {
+        // Of a camera that is not wanted any more, this is old news.
+        if !self.demand.running || self.lost.is_some() {
+            return false;
+        }
+        self.lost = Some(reason.to_owned());
+        self.happened(Happening::CameraLost { reason: reason.to_owned() });
+        self.end_stills(&RejectReason::CameraLost(reason.to_owned()));
+        self.settle();
+        true
+    }
+
+    /// It delivers. True: that is news.
+    pub(super) fn handle_back(&mut self) -> bool {
+        let is_news = self.lost.take().is_some();
+        if is_news {
+            self.happened(Happening::CameraBack);
+        }
+        is_news
+    }
+
+    /// Raises the demand's keyframe count, or puts it off when the last was less than a gap ago.
+    pub(super) fn want_keyframe(&mut self, now: Instant) {
+        if self.raise_keyframe(now) {
+            self.told.push_back(Told::Demand(self.demand));
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.keyframe_due_at.is_some_and(|due| now >= due) {
+            self.want_keyframe(now);
+        }
+        if self.wake.as_ref().is_some_and(|wake| now >= wake.until) {
+            self.end_wake(None);
+        }
+        let late = self.stills.partition_point(|still| now >= still.give_up_at);
+        for Still { still, .. } in self.stills.drain(..late) {
+            let reason = format!("no keyframe within {} s", STILL_WITHIN.as_secs());
+            self.told.push_back(Told::Still { still, outcome: Err(RejectReason::CameraLost(reason)) });
+        }
+        self.settle();
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let wake = self.wake.as_ref().map(|wake| wake.until);
+        let still = self.stills.front().map(|still| still.give_up_at);
+        [self.keyframe_due_at, wake, still].into_iter().flatten().min()
+    }
+
+    /// Nothing but viewers holds the camera from here on.
+    pub(super) fn shut_down(&mut self) {
+        self.end_stills(&RejectReason::ShuttingDown);
+        self.end_wake(None);
+    }
+
+    fn check_on(&self) -> Result<(), RejectReason> {
+        if self.is_on() { Ok(()) } else { Err(RejectReason::Disabled) }
+    }
+
+    /// Somebody came who wants pictures, from a keyframe on.
+    fn want_pictures(&mut self, now: Instant) {
+        let starts = !std::mem::replace(&mut self.demand.running, true);
+        let asked = self.raise_keyframe(now);
+        if starts || asked {
+            self.told.push_back(Told::Demand(self.demand));
+        }
+    }
+
+    /// Lets the camera go when nobody is left who wants it.
+    fn settle(&mut self) {
+        if self.watching > 0 || self.wake.is_some() || !self.stills.is_empty() {
+            return;
+        }
+        self.keyframe_due_at = None;
+        self.lost = None;
+        if std::mem::take(&mut self.demand.running) {
+            self.told.push_back(Told::Demand(self.demand));
+        }
+    }
+
+    /// The camera need not be kept ready any longer; `ended_by` names who says so, if somebody does.
+    fn end_wake(&mut self, ended_by: Correlation) {
+        if let Some(wake) = self.wake.take() {
+            self.happened_by(ended_by.or(wake.id), Happening::Asleep);
+            self.settle();
+        }
+    }
+
+    fn end_stills(&mut self, reason: &RejectReason) {
+        for Still { still, .. } in std::mem::take(&mut self.stills) {
+            self.told.push_back(Told::Still { still, outcome: Err(reason.clone()) });
+        }
+        self.settle();
+    }
+
+    fn raise_keyframe(&mut self, now: Instant) -> bool {
+        let allowed_at = self.keyframe_asked_at.map_or(now, |asked| asked + self.keyframe_gap);
+        if now < allowed_at {
+            self.keyframe_due_at = Some(allowed_at);
+            return false;
+        }
+        self.keyframe_asked_at = Some(now);
+        self.keyframe_due_at = None;
+        self.demand.keyframe += 1;
+        true
+    }
+
+    fn happened(&mut self, happening: Happening) {
+        let id = self.wake.as_ref().and_then(|wake| wake.id.clone());
+        self.happened_by(id, happening);
+    }
+
+    fn happened_by(&mut self, trigger: Correlation, happening: Happening) {
+        self.told.push_back(Told::Event(Event { camera: self.settings.id.clone(), trigger, happening }));
+    }
+}
+
+#[cfg(test)]
+#[path = "demand_test.rs"]
+mod tests;

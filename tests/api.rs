@@ -1,0 +1,104 @@
+//! Stills and the privacy switch over HTTP.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
+
+#[path = "support/door.rs"]
+mod door;
+
+use std::sync::Arc;
+
+use door::{Answer, Door, Heard, Plan, key, token, token_to};
+use edgecam::core::camera::Switch;
+use edgecam::core::signal::CameraId;
+use edgecam::signaling::access::Rule;
+use edgecam::signaling::token::Permission;
+
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+
+fn front() -> CameraId {
+    CameraId::new("front").unwrap()
+}
+
+#[tokio::test]
+async fn a_still_is_a_jpeg_of_the_next_keyframe_that_nobody_keeps() {
+    let mut device = Door::open().await;
+    let still = device.call("GET", "/api/cameras/front/still.jpg", &[], "").await;
+    assert_eq!((still.status, still.body.as_str()), (200, "a jpeg of a keyframe"));
+    assert_eq!(still.header("content-type"), Some("image/jpeg"));
+    assert_eq!(still.header("cache-control"), Some("no-store"));
+    assert!(matches!(device.hears().await, Heard::Still(camera) if camera == front()));
+}
+
+#[tokio::test]
+async fn who_gets_no_still_is_told_why() {
+    let broken = Plan { make_jpeg: Arc::new(|_| Err("no H.264 decoder".into())), ..Plan::default() };
+    let device = Door::with(broken).await;
+    let refused = device.call("GET", "/api/cameras/full/still.jpg", &[], "").await;
+    assert_eq!((refused.status, refused.code().as_str(), refused.header("retry-after")), (503, "busy", Some("1")));
+    let absent = device.call("GET", "/api/cameras/attic/still.jpg", &[], "").await;
+    assert_eq!((absent.status, absent.code().as_str()), (404, "no-such-camera"));
+    let failed = device.call("GET", "/api/cameras/front/still.jpg", &[], "").await;
+    assert_eq!((failed.status, failed.code().as_str()), (500, "no-still"));
+    assert_eq!(failed.json()["detail"], "no H.264 decoder");
+}
+
+/// Switches, and plays the part of whoever writes it down.
+async fn put(device: &mut Door, body: &str, kept: Switch) -> Answer {
+    let board = device.switches[0].clone();
+    let (answer, ()) = tokio::join!(device.call("PUT", "/api/cameras/front/enabled", &[JSON], body), async {
+        tokio::task::yield_now().await;
+        board.send_replace(kept);
+    });
+    answer
+}
+
+#[tokio::test]
+async fn the_switch_is_answered_with_whether_it_is_kept() {
+    let mut device = Door::open().await;
+    let off = put(&mut device, " false\n", Switch { on: false, unkept: None }).await;
+    assert_eq!((off.status, &off.json()["enabled"], &off.json()["unkept"]), (200, &false.into(), &().into()));
+    assert!(matches!(device.hears().await, Heard::Switch(camera, false) if camera == front()));
+    let listed = device.call("GET", "/api/cameras", &[], "").await.json();
+    assert_eq!((&listed["cameras"][0]["enabled"], &listed["cameras"][1]["enabled"]), (&false.into(), &true.into()));
+
+    let on = put(&mut device, "true", Switch { on: true, unkept: Some("the disk is full".into()) }).await;
+    assert_eq!((&on.json()["enabled"], &on.json()["unkept"]), (&true.into(), &"the disk is full".into()));
+    let listed = device.call("GET", "/api/cameras", &[], "").await.json();
+    assert_eq!(listed["cameras"][0]["unkept"], "the disk is full");
+}
+
+#[tokio::test]
+async fn what_is_neither_true_nor_false_switches_nothing() {
+    let mut device = Door::open().await;
+    let put = async |headers, body: &str| {
+        let answer = device.call("PUT", "/api/cameras/front/enabled", headers, body).await;
+        (answer.status, answer.code())
+    };
+    for body in ["", "off", "\"false\"", "{\"enabled\":false}", "0"] {
+        assert_eq!(put(&[JSON], body).await, (422, "bad-field".into()), "{body:?}");
+    }
+    assert_eq!(put(&[JSON], &"x".repeat(70_000)).await, (413, "too-long".into()));
+    // A form of a foreign page could be sent without asking us first, if another type would do.
+    assert_eq!(put(&[("Content-Type", "text/plain")], "false").await, (415, "wrong-type".into()));
+    assert!(device.has_heard_nothing());
+}
+
+#[tokio::test]
+async fn a_token_to_view_takes_stills_and_one_to_control_switches() {
+    let mut device = Door::with(Plan { rule: Rule::Key(key()), ..Plan::default() }).await;
+    let bearer = |token: String| format!("Bearer {token}");
+    let view = bearer(token(Some("front")));
+    let control = bearer(token_to(Permission::Control, Some("front")));
+    let elsewhere = bearer(token_to(Permission::Control, Some("full")));
+    let still = async |token: &str| {
+        device.call("GET", "/api/cameras/front/still.jpg", &[("Authorization", token)], "").await.status
+    };
+    assert_eq!((still(&view).await, still(&control).await), (200, 403));
+    let switch = async |token: &str| {
+        let headers = [JSON, ("Authorization", token)];
+        device.call("PUT", "/api/cameras/front/enabled", &headers, "true").await.status
+    };
+    assert_eq!((switch(&control).await, switch(&view).await, switch(&elsewhere).await), (200, 403, 403));
+    assert!(matches!(device.hears().await, Heard::Still(_)));
+    assert!(matches!(device.hears().await, Heard::Switch(_, true)));
+    assert!(device.has_heard_nothing());
+}
