@@ -1,7 +1,7 @@
 # The words people and CI type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit browser camera-vm check fmt bench fuzz packages-run packages-test packages-bench
+.PHONY: help run build test unit browser camera-vm faults check fmt bench fuzz packages-run packages-test packages-bench
 
 CARGO := cargo
 BROWSER := tests/browser
@@ -29,6 +29,9 @@ browser: packages-test $(BROWSER)/node_modules ## the page in Debian's Chromium,
 camera-vm: packages-test ## the program on V4L2 devices: webcam, encoder, unplugging, stalls
 	tests/camera_vm/camera-vm --build-only
 	$(CARGO) test --locked --test camera_vm -- --ignored --test-threads=1
+
+faults: packages-test ## what takes minutes, or wants the machine for itself: a broker frozen, swallowed, flooded
+	$(CARGO) test --locked --test mqtt -- --ignored --nocapture --test-threads=1
 
 check: packages-run ## formatting, lints, what the binary may link, what the tree may hold
 	$(CARGO) fmt --check

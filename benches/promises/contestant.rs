@@ -74,12 +74,23 @@ pub(crate) struct Server {
 impl Server {
     /// Starts it and waits until it answers.
     pub(crate) fn start(contestant: Contestant, clip: &Path, show: Show<'_>, work: &Path) -> Result<Self> {
+        Self::start_with(contestant, clip, show, "", work)
+    }
+
+    /// The same with more sections in edgecam's configuration.
+    pub(crate) fn start_with(
+        contestant: Contestant,
+        clip: &Path,
+        show: Show<'_>,
+        more: &str,
+        work: &Path,
+    ) -> Result<Self> {
         let log = |name: &str| File::create(work.join(format!("{name}.log")));
         let mut command = pinned(SERVERS_CPU);
         match contestant {
             Contestant::Edgecam => {
                 let config = work.join("edgecam.toml");
-                fs::write(&config, edgecam_config(show))?;
+                fs::write(&config, edgecam_config(show) + more)?;
                 command.arg(env!("CARGO_BIN_EXE_edgecam")).arg("run").arg("--config").arg(config);
             }
             Contestant::Janus => {
@@ -115,6 +126,11 @@ impl Server {
 
     pub(crate) fn contestant(&self) -> Contestant {
         self.contestant
+    }
+
+    /// Where edgecam's WebSocket is.
+    pub(crate) fn websocket(&self) -> String {
+        format!("ws://127.0.0.1:{EDGECAM_PORT}/ws")
     }
 
     /// A page of edgecam's web server.

@@ -1,15 +1,20 @@
 //! What the product promises, measured beside Janus and aiortc in the same run. `make bench`.
 //!
 //! Prints the tables of `docs/benchmarks.md` on its output and its progress on stderr. Arguments choose parts
-//! (`first-picture`, `load`, `ladder`, `sessions`, `idle`) and `short`, which only shows that everything works.
+//! (`first-picture`, `load`, `ladder`, `sessions`, `idle`, `mqtt`) and `short`, which only shows that everything works.
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
+#[path = "../../tests/support/broker.rs"]
+mod broker;
+#[path = "../../tests/support/mqtt_client.rs"]
+mod client;
 mod contestant;
 mod crowd;
 mod feed;
 mod histogram;
 mod measures;
+mod mqtt;
 mod signin;
 mod spread;
 mod tables;
@@ -25,7 +30,7 @@ use anyhow::{Context, Result, bail, ensure};
 use contestant::Contestant;
 use measures::Plan;
 
-const PARTS: [&str; 5] = ["first-picture", "load", "ladder", "sessions", "idle"];
+const PARTS: [&str; 6] = ["first-picture", "load", "ladder", "sessions", "idle", "mqtt"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -66,6 +71,8 @@ fn measure(arguments: &[&str]) -> Result<()> {
             joins: 3,
             cold_joins: 2,
             sessions: 100,
+            offers: 10,
+            devices: 100,
             clip: &clip,
             work: &work,
             contestants,
@@ -77,6 +84,8 @@ fn measure(arguments: &[&str]) -> Result<()> {
             joins: 100,
             cold_joins: 30,
             sessions: 10_000,
+            offers: 200,
+            devices: 1000,
             clip: &clip,
             work: &work,
             contestants,
@@ -104,6 +113,9 @@ fn measure(arguments: &[&str]) -> Result<()> {
     }
     if wants("idle") {
         println!("{}", tables::idle(&measures::idle(&plan)?));
+    }
+    if wants("mqtt") {
+        println!("{}", tables::mqtt(&mqtt::answers(&plan)?, &mqtt::flooded(&plan)?, &mqtt::presence(&plan)?));
     }
     Ok(())
 }

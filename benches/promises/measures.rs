@@ -25,6 +25,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) joins: usize,
     pub(crate) cold_joins: usize,
     pub(crate) sessions: usize,
+    /// By each way, for the time to the answer.
+    pub(crate) offers: usize,
+    /// On one broker.
+    pub(crate) devices: usize,
 }
 
 /// Viewers come so many at once where only their number matters.

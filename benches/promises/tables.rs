@@ -6,6 +6,7 @@ use std::fs;
 
 use crate::contestant::Contestant;
 use crate::measures::{Held, Idle, Load};
+use crate::mqtt::{Answers, Flooded, Presence};
 
 pub(crate) fn heading(parts: &[&str], is_short: bool) -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -33,7 +34,8 @@ pub(crate) fn first_pictures(open: &[(Contestant, Vec<f64>)], closed: &[f64]) ->
 
 fn row(out: &mut String, name: &str, times: &[f64], promised: &str) {
     let (p50, p99) = (median(times), quantile(times, 0.99));
-    line(out, &[name, &times.len().to_string(), &format!("{p50:.0}"), &format!("{p99:.0}"), promised]);
+    let digits = if p50 < 10.0 { 2 } else { 0 };
+    line(out, &[name, &times.len().to_string(), &format!("{p50:.digits$}"), &format!("{p99:.digits$}"), promised]);
 }
 
 pub(crate) fn loads(all: &BTreeMap<Contestant, Vec<Vec<Load>>>) -> String {
@@ -181,6 +183,34 @@ pub(crate) fn idle(idle: &[Idle; 2]) -> String {
             ],
         );
     }
+    out
+}
+
+pub(crate) fn mqtt(answers: &Answers, flooded: &Flooded, presence: &Presence) -> String {
+    let mut out =
+        "## Through a broker\n\nFrom the offer to the answer, in ms; by both ways in turn, with the same offer.\n\n\
+                   | way | offers | p50 | p99 | promised |\n|---|---|---|---|---|\n"
+            .to_owned();
+    row(&mut out, "mosquitto", &answers.mqtt, "");
+    row(&mut out, "WebSocket", &answers.websocket, "");
+    row(&mut out, "mosquitto, beside a flood", &flooded.answers, &verdict(quantile(&flooded.answers, 0.99), 1000.0));
+    let ratio = median(&answers.mqtt) / median(&answers.websocket);
+    let _ = writeln!(out, "\nThe broker takes {ratio:.1} times as long as the WebSocket at p50.");
+    let Flooded { sent_per_second, received_per_second, cpu, rss_kib, reconnects, .. } = flooded;
+    let _ = writeln!(
+        out,
+        "\nThe flood: one client sends {sent_per_second:.0} messages a second, {received_per_second:.0} reach the device, \
+         which uses {cpu:.1} % of a core and {:.1} MiB and connects {reconnects:.0} times anew.",
+        rss_kib / 1024.0
+    );
+    let Presence { devices, messages, times } = presence;
+    let _ = writeln!(
+        out,
+        "\nWhat {devices} devices keep with the broker ({messages} messages) is with a fresh subscriber after {:.0} ms (p50), \
+         {:.0} ms at most.",
+        median(times),
+        quantile(times, 1.0)
+    );
     out
 }
 

@@ -69,6 +69,17 @@ impl Broker {
         Self::start_new(folder, |folder, ports| configuration(&plan, folder, ports)).await
     }
 
+    /// On a port of the test's choosing.
+    pub async fn at_port(port: u16) -> Self {
+        let folder = TempDir::with_prefix("edgecam-broker-").unwrap();
+        let config = folder.path().join("mosquitto.conf");
+        let ports = Ports { plain: port, ..Ports::free() };
+        fs::write(&config, configuration(&BrokerPlan::default(), folder.path(), ports)).unwrap();
+        let mut broker = Self { folder, config, ports, child: None };
+        broker.start().await;
+        broker
+    }
+
     /// With a configuration of the test's own, which `text` makes for the folder, the plain and the WebSocket port.
     /// Files may be put into the folder there.
     pub async fn of_configuration(text: impl Fn(&Path, u16, u16) -> String) -> Self {

@@ -162,6 +162,21 @@ impl Client {
         }
     }
 
+    /// To several at once, with QoS 0: nothing is sent again, and nothing waits for its turn.
+    pub async fn subscribes_lightly(&mut self, filters: &[&str]) {
+        match &self.wire {
+            Wire::Five(client) => {
+                let light = |filter: &&str| five::Filter::new(*filter, v5::mqttbytes::QoS::AtMostOnce);
+                client.subscribe_many(filters.iter().map(light)).await.unwrap();
+            }
+            Wire::Three(client) => {
+                let light =
+                    |filter: &&str| rumqttc::SubscribeFilter::new((*filter).to_owned(), rumqttc::QoS::AtMostOnce);
+                client.subscribe_many(filters.iter().map(light)).await.unwrap();
+            }
+        }
+    }
+
     /// With QoS 1; returns when the broker has it: whether it was allowed, which MQTT 3.1.1 does not tell.
     pub async fn publishes(&mut self, topic: &str, payload: impl Into<Bytes>) -> bool {
         self.publishes_with(topic, payload, Extras::default()).await
@@ -216,6 +231,22 @@ impl Client {
                 Ok(None) => panic!("the connection is gone"),
                 Err(_) => panic!("nothing that is meant came on {topic}; what came on others: {:?}", self.messages),
             }
+        }
+    }
+
+    /// Whether such a message comes in that time.
+    pub async fn hears_within(&mut self, topic: &str, is_meant: impl Fn(&Message) -> bool, time: Duration) -> bool {
+        timeout(time, self.hears_that(topic, is_meant)).await.is_ok()
+    }
+
+    /// The next message, whatever its topic.
+    pub async fn hears_anything(&mut self) -> Message {
+        loop {
+            if let Some(message) = self.messages.pop_front() {
+                return message;
+            }
+            let heard = self.next().await;
+            self.keep(heard);
         }
     }
 
