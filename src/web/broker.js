@@ -34,7 +34,7 @@ export class Broker {
     this.#change({ is: 'connecting', title: `Connecting to ${this.host}` });
     const { url, open, client, filters, after, message } = this.#its;
     try {
-      this.#mqtt = new Mqtt(open(url), { client, ...this.#its.who(), filters: filters(), after, message, up: (denied) => this.#up(denied), ended: (why) => this.#ended(why) });
+      this.#mqtt = new Mqtt(open(url), { client, ...this.#its.who(), filters: filters(), after, message, up: () => this.#up(), denied: (topic, code) => this.#denied(topic, code), ended: (why) => this.#ended(why) });
     } catch {
       // A page that came over https.
       this.#change({ is: 'refused', title: `This page may use wss:// brokers only, not ${url}` });
@@ -62,15 +62,14 @@ export class Broker {
     else published(0x88);
   }
 
-  /** @param {{ topic: string, code: number }[]} denied */
-  #up(denied) {
+  #up() {
     this.#since = this.#its.now();
-    const topics = denied.map(({ topic, code }) => `${topic} (${reason(code)})`).join(', ');
-    this.#change({
-      is: 'up',
-      title: topics && `The broker refused a subscription: ${topics}`,
-      detail: topics && 'Its access list must let you read these topics.',
-    });
+    this.#change({ is: 'up', title: '' });
+  }
+
+  /** @param {string} topic @param {number} code */
+  #denied(topic, code) {
+    this.#change({ is: 'up', title: `The broker does not let you read ${topic}: ${reason(code)}`, detail: 'Its access list must allow it to this user.' });
   }
 
   /** @param {Over & { heard: boolean }} why */

@@ -53,7 +53,7 @@ const client = () => (/^[\w-]{1,64}$/.test(access.kept('user')) ? access.kept('u
 const broker = new Broker({
   url: setting('broker'),
   client: page,
-  filters: () => [...fleet.topics.map((topic) => ({ topic })), { topic: `${prefix}/+/rsp/${client()}`, fresh: true }],
+  filters: () => [{ topic: `${prefix}/+/rsp/${client()}`, own: true }, ...fleet.topics.map((topic) => ({ topic }))],
   who: () => ({ user: access.kept('user'), password: access.kept('password') }),
   open: (url) => new WebSocket(url, 'mqtt'),
   after: byClock,
@@ -83,7 +83,7 @@ function hear(topic, text, retained) {
 function onBroker(state) {
   if (state.is === 'refused') ask('broker', `${state.title}. ${state.detail ?? ''}`);
   if (state.is === 'up') {
-    upSince = performance.now();
+    if (!upSince) upSince = performance.now();
     if (!byId('for-broker').hidden) form.hidden = true;
     for (const tile of tiles.values()) tile.player.tell({ type: 'online' });
   }

@@ -4,7 +4,7 @@
  * the OASIS standard. `broker.js` connects anew, and knows what the messages are for.
  */
 
-/** @import { MqttSettings, MqttSocket, Over, Packet, Published } from './types.d.ts' */
+/** @import { Filter, MqttSettings, MqttSocket, Over, Packet, Published } from './types.d.ts' */
 
 /** Inbound; the device's messages are at most 64 KiB, a topic and properties come on top. Everything longer is a mistake or an attack. */
 export const LONGEST = 80 * 1024;
@@ -73,11 +73,11 @@ export function connect({ client, user, password }) {
 }
 
 /**
- * 3.8: at QoS 1; `fresh` topics bring what is published from now on, the others their retained message first.
- * @param {number} id @param {{ topic: string, fresh?: boolean }[]} filters
+ * 3.8: retained messages first and QoS 0, or, for what is said to us alone, no retained ones and QoS 1.
+ * @param {number} id @param {Filter} filter
  */
-export function subscribe(id, filters) {
-  return packet(SUBSCRIBE, 2, bytes(two(id), 0, ...filters.map(({ topic, fresh }) => bytes(text(topic), 1 | (fresh ? 0x20 : 0)))));
+export function subscribe(id, { topic, own }) {
+  return packet(SUBSCRIBE, 2, bytes(two(id), 0, text(topic), own ? 0x21 : 0));
 }
 
 /** 3.3: id 0 is QoS 0. @param {number} id @param {string} topic @param {Uint8Array} payload */
@@ -252,6 +252,8 @@ export class Mqtt {
   /** What is told when a message of ours is acknowledged. @type {Map<number, Published>} */
   #unacknowledged = new Map();
   #packet = 0;
+  /** Subscribed so far. */
+  #filter = 0;
   #heard = 0;
   #up = false;
   #over = false;
@@ -260,7 +262,7 @@ export class Mqtt {
 
   /**
    * @param {MqttSocket} socket @param {MqttSettings} its
-   *   `up` when the broker took the subscriptions, with those it refused; `ended` when it is over
+   *   `up` when the first subscription is answered; `denied` for each that is refused; `ended` when it is over
    */
   constructor(socket, its) {
     this.#socket = socket;
@@ -288,7 +290,6 @@ export class Mqtt {
 
   /** Asks whether the broker is still there. */
   check() {
-    if (!this.#up) return;
     const heard = this.#heard;
     this.#send(pingreq());
     this.#its.after(ANSWER_MS, () => heard === this.#heard && this.#end({}));
@@ -322,10 +323,17 @@ export class Mqtt {
         if (packet.code) return this.#end(packet);
         this.#limits = { longest: packet.longest ?? Infinity, qos: packet.qos ?? 1, inFlight: Math.min(packet.receiveMaximum ?? IN_FLIGHT, IN_FLIGHT) };
         this.#beat(1000 * Math.min(packet.keepAlive || KEEP_ALIVE_S, KEEP_ALIVE_S));
-        return this.#send(subscribe(this.#next(), this.#its.filters));
-      case 'suback':
+        return this.#subscribe();
+      case 'suback': {
+        const first = !this.#up;
         this.#up = true;
-        return this.#its.up(this.#its.filters.flatMap(({ topic }, i) => (packet.codes[i] < 0x80 ? [] : [{ topic, code: packet.codes[i] ?? 0x80 }])));
+        if (first) this.#its.up();
+        const [code = 0x80] = packet.codes;
+        if (code >= 0x80) this.#its.denied(this.#its.filters[this.#filter - 1].topic, code);
+        return this.#send(pingreq());
+      }
+      case 'pingresp':
+        return this.#subscribe();
       case 'publish':
         if (packet.id) this.#send(puback(packet.id));
         return this.#its.message(packet.topic, lenient.decode(packet.payload), packet.retained);
@@ -337,6 +345,17 @@ export class Mqtt {
       case 'disconnect':
         return this.#end(packet);
     }
+  }
+
+  /**
+   * One filter after the other, each when what the last one brought has come: a broker keeps only so many messages for a client
+   * (mosquitto 1000) and drops the rest without a word.
+   */
+  #subscribe() {
+    const filter = this.#its.filters[this.#filter];
+    if (!filter) return;
+    this.#filter++;
+    this.#send(subscribe(this.#next(), filter));
   }
 
   /** A ping before the broker counts the connection as dead; nothing heard since the last one means that it is. @param {number} every */

@@ -105,14 +105,16 @@ export type Published = (code: number) => void;
 export interface Over { code?: number; reason?: string }
 /** What is used of a WebSocket. */
 export type MqttSocket = Pick<WebSocket, 'binaryType' | 'bufferedAmount' | 'readyState' | 'send' | 'close' | 'onopen' | 'onmessage' | 'onclose'>;
-export interface Filter { topic: string; fresh?: boolean }
+/** `own`: what is said to us alone. */
+export interface Filter { topic: string; own?: boolean }
 export interface MqttSettings {
   client: string;
   user?: string;
   password?: string;
   filters: Filter[];
   after: After;
-  up(denied: { topic: string; code: number }[]): void;
+  up(): void;
+  denied(topic: string, code: number): void;
   message(topic: string, text: string, retained: boolean): void;
   /** `heard`: anything came from the broker. */
   ended(why: Over & { heard: boolean }): void;
