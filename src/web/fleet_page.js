@@ -204,14 +204,16 @@ function matches({ key, camera }, wanted) {
 function rowOf({ key, name, camera }) {
   const row = lines.get(key) ?? newRow(key);
   const { word, tone } = badge(START, camera);
-  const now = camera.viewers ? `${camera.viewers} watching` : word;
-  const looks = unable(camera) || tone === 'bad' ? tone : camera.viewers || camera.state === 'running' ? 'live' : 'good';
+  const fit = !unable(camera);
+  const now = fit && camera.viewers ? `${camera.viewers} watching` : word;
+  const looks = !fit || tone === 'bad' ? tone : camera.state === 'running' ? 'live' : 'good';
   const said = `${name}, ${now}`;
   if (said !== row.said) {
     row.said = said;
     const button = /** @type {HTMLElement} */ (row.element.firstElementChild);
     button.dataset.tone = looks;
-    button.toggleAttribute('data-unable', !!unable(camera));
+    button.toggleAttribute('data-unable', !fit);
+    button.ariaLabel = `${fit ? 'Play ' : ''}${said}`;
     [button.children[1].textContent, button.children[2].textContent] = [name, now];
   }
   return row.element;
