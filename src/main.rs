@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Token(args) => cli::token(args, wall_clock()),
         Command::Probe(args) => runtime().and_then(|runtime| runtime.block_on(cli::probe(args))),
         Command::Mqtt(MqttCommand::Forget(args)) => mqtt_forget(&args.sources()),
+        Command::Page(args) => cli::page(args),
         Command::Config(ConfigCommand::Show(args)) => cli::show_config(args),
     };
     match outcome {

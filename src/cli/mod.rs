@@ -1,6 +1,7 @@
 //! The command line: what can be said to edgecam, and the answers of the commands that only print.
 
 mod devices;
+mod page;
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,6 +19,7 @@ use edgecam::signaling::token::{self, Grant, Permission};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::devices::{DevicesArgs, devices};
+pub(crate) use self::page::{PageArgs, page};
 
 /// A camera in a browser, from a small Linux board.
 #[derive(Debug, Parser)]
@@ -42,6 +44,8 @@ pub(crate) enum Command {
     /// Deal with the MQTT broker
     #[command(subcommand)]
     Mqtt(MqttCommand),
+    /// Print a page, one file for any web server, that shows every camera of the devices behind an MQTT broker
+    Page(PageArgs),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),

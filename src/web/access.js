@@ -1,31 +1,35 @@
 // @ts-check
-/** The viewer's token: arrives in the URL's fragment, which no server sees, and stays in this tab. */
+/** Who is watching: tokens and passwords arrive in the URL's fragment, which no server sees, and stay in this tab. */
 
-const KEY = 'edgecam-token';
-/** For browsers that refuse storage: the token then lasts as long as the page. */
-let kept = '';
+/** For browsers that refuse storage: they then last as long as the page. @type {Record<string, string>} */
+const held = {};
 
-/** Takes a token out of `#token=…` and out of sight. */
-export function takeFromFragment() {
-  const found = new URLSearchParams(location.hash.slice(1)).get('token');
-  if (found === null) return;
-  keep(found);
-  history.replaceState(null, '', location.pathname + location.search);
+/** Takes what it knows, `#token=…` and the like, out of the address and out of sight. @param {...string} names */
+export function takeFromFragment(...names) {
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  const found = names.filter((name) => fragment.has(name));
+  for (const name of found) {
+    keep(name, fragment.getAll(name).join(' '));
+    fragment.delete(name);
+  }
+  if (found.length) history.replaceState(null, '', location.pathname + location.search + (`${fragment}` && `#${fragment}`));
 }
 
-/** @param {string} token */
-export function keep(token) {
-  kept = token.trim();
+/** @param {string} name @param {string} value */
+export function keep(name, value) {
+  held[name] = value.trim();
   try {
-    sessionStorage.setItem(KEY, kept);
+    sessionStorage.setItem(`edgecam-${name}`, held[name]);
   } catch {}
 }
 
-/** Empty without one. @returns {string} */
-export function token() {
+/** Empty without one. @param {string} name @returns {string} */
+export function kept(name) {
   try {
-    return kept || (sessionStorage.getItem(KEY) ?? '');
+    return held[name] || (sessionStorage.getItem(`edgecam-${name}`) ?? '');
   } catch {
-    return kept;
+    return held[name] ?? '';
   }
 }
+
+export const token = () => kept('token');

@@ -10,7 +10,7 @@
  *      │ anywhere          │      ▼                  │ failed, too late
  *      │                   waiting ◀─────────────────┘
  *
- *     ended: trouble for good, a person must act        paused: the page was hidden for a while; goes on when shown
+ *     ended: trouble for good, a person must act        paused: out of sight for a while; goes on when shown
  *
  * Every attempt is a new session with a new number.
  */
@@ -28,7 +28,11 @@ const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 15_000;
 
 /** Asking again does not help; a person has to. */
-const FINAL = /^(token-.*|not-allowed|foreign-page|no-such-camera|no-common-codec|bad-offer|bad-field|unknown-.*|no-webrtc)$/;
+const FINAL = /^(token-.*|not-allowed|foreign-page|no-such-camera|no-common-codec|bad-offer|bad-field|unknown-.*|no-webrtc|broker-denies)$/;
+/** As final, but not for ever: others will tell when it can play again. */
+const HELD = /^(disabled|offline|stopped)$/;
+/** What others tell may be a moment older than the refusal. */
+const HELD_MS = 2_000;
 /** The session goes on without this candidate. */
 const HARMLESS = /^(bad-candidate|too-many-candidates)$/;
 
@@ -40,6 +44,8 @@ export function next(state, event, now, random) {
   switch (event.type) {
     case 'play':
       return hasPeer(state) ? state : connect(state, now);
+    case 'later':
+      return hasPeer(state) ? state : { is: 'paused', session: state.session };
     case 'stop':
       return state.is === 'off' ? state : { is: 'off', session: state.session };
     case 'hidden':
@@ -48,6 +54,8 @@ export function next(state, event, now, random) {
       return state.is === 'paused' ? connect(state, now) : hurry(state, now);
     case 'online':
       return hurry(state, now);
+    case 'ready':
+      return state.is === 'ended' && HELD.test(state.why.code) && now - state.since >= HELD_MS ? connect(state, now) : state;
     case 'time':
       return onTime(state, now, random);
     case 'trouble':
@@ -153,7 +161,8 @@ function onTime(state, now, random) {
 /** @type {(state: State, why: Reason, now: number, random: number) => State} */
 function onTrouble(state, why, now, random) {
   if (!hasPeer(state) || HARMLESS.test(why.code)) return state;
-  return FINAL.test(why.code) ? { is: 'ended', session: state.session, why } : retry(state, why, now, random);
+  const final = FINAL.test(why.code) || HELD.test(why.code);
+  return final ? { is: 'ended', session: state.session, since: now, why } : retry(state, why, now, random);
 }
 
 /** @type {(state: Connecting | Restoring, now: number) => Live} */

@@ -1,15 +1,15 @@
 // @ts-check
-/** The page: which cameras are there, which are shown, who may watch, and the keys. */
+/** The page: which cameras are there, which are shown, and who may watch. */
 
 import * as access from './access.js';
 import { cameras } from './api.js';
+import { listenToKeys } from './keys.js';
 import { Signaling } from './signaling.js';
 import { Tile } from './tile.js';
 
 /** @import { Around, Board } from './types.d.ts' */
 
 const REFRESH_MS = 5_000;
-const HIDDEN_MS = 30_000;
 
 /** @type {(id: string) => any} */
 const byId = (id) => document.getElementById(id);
@@ -17,10 +17,10 @@ const byId = (id) => document.getElementById(id);
 const [grid, notice, announcer, form, all, playAll] = ['cameras', 'notice', 'announcer', 'access', 'all', 'play-all'].map(byId);
 /** @type {HTMLDialogElement} */
 const help = byId('help');
-/** @type {HTMLInputElement[]} */
-const [field, shortcuts] = ['token', 'shortcuts'].map(byId);
+/** @type {HTMLInputElement} */
+const field = byId('token');
 
-access.takeFromFragment();
+access.takeFromFragment('token');
 const signaling = new Signaling({ url: new URL('ws', location.href).href.replace(/^http/, 'ws'), token: access.token });
 /** @type {Around} */
 const around = { signaling, changed, open: (tile) => go(tile.id), announce: (sentence) => (announcer.textContent = sentence) };
@@ -32,7 +32,6 @@ let alone = '';
 /** The one the keys are for. @type {Tile | undefined} */
 let chosen;
 let refreshing = 0;
-let hiding = 0;
 
 listen();
 route();
@@ -78,7 +77,7 @@ function tileOf(id) {
 
 /** @param {Tile} tile */
 function remove(tile) {
-  tile.element.remove();
+  tile.remove();
   tiles.delete(tile.id);
 }
 
@@ -108,7 +107,7 @@ function layOut() {
   grid.dataset.alone = String(visible.length === 1);
   all.hidden = !alone || (tiles.size === 1 && !!tiles.get(alone)?.camera);
   playAll.hidden = visible.length < 2;
-  playAll.textContent = visible.every((tile) => tile.busy) ? 'Stop all' : 'Play all';
+  playAll.textContent = visible.every((tile) => tile.wanted) ? 'Stop all' : 'Play all';
   byId('device').textContent = device || 'edgecam';
   document.title = [alone, device || 'edgecam'].filter(Boolean).join(' · ');
 }
@@ -134,70 +133,36 @@ function notify(sentence) {
 
 function listen() {
   addEventListener('popstate', route);
-  addEventListener('keydown', onKey);
-  addEventListener('online', () => wake('online'));
-  document.addEventListener('visibilitychange', onVisibility);
+  listenToKeys(() => shown().find((tile) => tile === chosen) ?? shown()[0]);
+  addEventListener('online', wake);
+  document.addEventListener('visibilitychange', wake);
   // A page kept for the back button would keep its sessions.
   addEventListener('pagehide', () => signaling.close());
   playAll.onclick = () => {
-    const stop = shown().every((tile) => tile.busy);
+    const stop = shown().every((tile) => tile.wanted);
     for (const tile of shown()) stop ? tile.stop() : tile.play();
   };
   all.onclick = (event) => {
     event.preventDefault();
     go('');
   };
-  byId('show-help').onclick = () => help.showModal();
-  help.onclick = (event) => event.target === help && help.close();
   form.onsubmit = onToken;
-  try {
-    shortcuts.checked = !localStorage.getItem('edgecam-no-shortcuts');
-    shortcuts.onchange = () => localStorage.setItem('edgecam-no-shortcuts', shortcuts.checked ? '' : 'yes');
-  } catch {
-    // Without storage the choice lasts as long as the page.
-  }
 }
 
 /** @param {Event} event */
 async function onToken(event) {
   event.preventDefault();
-  access.keep(field.value);
+  access.keep('token', field.value);
   field.value = '';
   signaling.close();
   await refresh();
   for (const tile of tiles.values()) if (tile.player.state.is === 'ended') tile.play();
 }
 
-function onVisibility() {
-  clearTimeout(hiding);
-  if (!document.hidden) return wake('shown');
+function wake() {
   clearTimeout(refreshing);
-  hiding = setTimeout(() => tiles.forEach((tile) => tile.inPip || tile.player.tell({ type: 'hidden' })), HIDDEN_MS);
-}
-
-/** @param {'shown' | 'online'} type */
-function wake(type) {
+  if (document.hidden) return;
   signaling.check();
-  for (const tile of tiles.values()) tile.player.tell({ type });
+  for (const tile of tiles.values()) tile.player.tell({ type: 'online' });
   refresh();
-}
-
-/** @param {KeyboardEvent} event */
-function onKey(event) {
-  const target = /** @type {HTMLElement} */ (event.target);
-  if (!shortcuts.checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat || help.open) return;
-  if (target.matches('input') || (event.key === ' ' && target.matches('a, button') && target.offsetParent)) return;
-  const tile = shown().find((tile) => tile === chosen) ?? shown()[0];
-  /** @type {Record<string, (() => void) | undefined>} */
-  const keys = {
-    '?': () => help.showModal(),
-    ' ': () => tile?.toggle(),
-    f: () => tile?.fullscreen(),
-    p: () => tile?.pip(),
-    s: () => tile?.snapshot(),
-    i: () => tile?.statistics(),
-  };
-  const act = keys[event.key.toLowerCase()];
-  if (act) event.preventDefault();
-  act?.();
 }

@@ -3,8 +3,7 @@
 
 import { reasonOf } from './signaling.js';
 
-/** @import { Message, Reason, Tell } from './types.d.ts' */
-/** @import { Signaling } from './signaling.js' */
+/** @import { Link, Message, Reason, Tell } from './types.d.ts' */
 
 export class Peer {
   #its;
@@ -16,7 +15,7 @@ export class Peer {
   #held = [];
   #closed = false;
 
-  /** @param {{ session: string, camera: string, signaling: Signaling, tell: Tell, show: (stream: MediaStream) => void }} its */
+  /** @param {{ session: string, camera: string, signaling: Link, tell: Tell, show: (stream: MediaStream) => void }} its */
   constructor(its) {
     this.#its = its;
     this.#tell = (event) => this.#closed || its.tell(event);

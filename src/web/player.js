@@ -5,13 +5,14 @@ import { START, next, wakeAt, wanted } from './connection.js';
 import { Peer } from './peer.js';
 import { compare, sample } from './stats.js';
 
-/** @import { Event, State } from './types.d.ts' */
-/** @import { Signaling } from './signaling.js' */
+/** @import { Event, Link, State } from './types.d.ts' */
 /** @import { Figures, Sample } from './stats.js' */
 
 const LOOK_MS = 1_000;
 /** No picture for this long, and nobody said why: a new session may help. */
 const STALLED_MS = 15_000;
+/** Of this page, among those that a viewer has open. */
+const MARK = Math.random().toString(36).slice(2, 8);
 let sessions = 0;
 
 export class Player {
@@ -30,7 +31,7 @@ export class Player {
   #last = null;
 
   /**
-   * @param {{ camera: string, signaling: Signaling, changed: (before: State) => void,
+   * @param {{ camera: string, signaling: Link, changed: (before: State) => void,
    *   show: (stream: MediaStream) => void, figures: (figures: Figures | null) => void }} its
    *   `changed` after every change of `state`; `figures` once a second while there is a connection
    */
@@ -61,8 +62,8 @@ export class Player {
   #open(session) {
     this.#session = session;
     const { camera, signaling, show } = this.#its;
-    // Tiles share the socket, so the tile's own count does not name its session.
-    this.#peer = new Peer({ session: `s${++sessions}`, camera, signaling, show, tell: (event) => this.tell(event) });
+    // Tiles share the way to the device, so the tile's own count does not name its session.
+    this.#peer = new Peer({ session: `${MARK}-${++sessions}`, camera, signaling, show, tell: (event) => this.tell(event) });
     this.#looking = setInterval(() => this.#look(), LOOK_MS);
     this.#peer.open();
   }

@@ -12,7 +12,7 @@ const PING_MS = 15_000;
 const PONG_MS = 5_000;
 
 /** @type {After} */
-const byClock = (ms, then) => {
+export const byClock = (ms, then) => {
   const timer = setTimeout(then, ms);
   return () => clearTimeout(timer);
 };

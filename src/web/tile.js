@@ -3,8 +3,9 @@
 
 import { hold, snapshot, toggleFullscreen, togglePip } from './picture.js';
 import { Player } from './player.js';
+import { Sight } from './sight.js';
 import { lines } from './stats.js';
-import { badge, say, title } from './words.js';
+import { badge, say, title, unable } from './words.js';
 
 /** @import { Around, Camera, Parts, Saying, State } from './types.d.ts' */
 /** @import { Figures } from './stats.js' */
@@ -16,13 +17,15 @@ export class Tile {
   camera;
   #parts;
   #around;
+  #sight;
   /** @type {Saying | null} */
   #saying = null;
   #idle = 0;
 
-  /** @param {string} id @param {Around} around */
-  constructor(id, around) {
+  /** @param {string} id the device's name for it @param {Around} around @param {string} name ours @param {string} href */
+  constructor(id, around, name = id, href = id) {
     this.id = id;
+    this.name = name;
     this.#around = around;
     const template = /** @type {HTMLTemplateElement} */ (document.getElementById('tile'));
     this.element = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
@@ -38,8 +41,9 @@ export class Tile {
         around.changed(this);
       },
     });
-    this.#label();
+    this.#label(href);
     this.#listen();
+    this.#sight = new Sight(this.element, { exempt: () => this.#inPip, tell: (event) => this.player.tell(event) });
     this.render();
   }
 
@@ -48,18 +52,31 @@ export class Tile {
     return !['off', 'ended', 'paused'].includes(this.player.state.is);
   }
 
-  get inPip() {
+  /** It plays, or will as soon as it can and is seen. */
+  get wanted() {
+    return !['off', 'ended'].includes(this.player.state.is);
+  }
+
+  get #inPip() {
     return document.pictureInPictureElement === this.#parts.video;
   }
 
   /** @param {Camera | undefined} camera what the device says of it now */
   update(camera) {
     this.camera = camera;
+    if (camera && !unable(camera) && this.#sight.seen) this.player.tell({ type: 'ready' });
     this.render();
   }
 
   play() {
-    this.player.tell({ type: 'play' });
+    this.player.tell({ type: this.#sight.seen ? 'play' : 'later' });
+  }
+
+  /** Stops, and leaves the page. */
+  remove() {
+    this.stop();
+    this.#sight.end();
+    this.element.remove();
   }
 
   stop() {
@@ -71,7 +88,7 @@ export class Tile {
   }
 
   snapshot() {
-    if (this.busy && snapshot(this.#parts.video, this.id)) this.#around.announce(`Snapshot of ${this.id} saved`);
+    if (this.busy && snapshot(this.#parts.video, this.name)) this.#around.announce(`Snapshot of ${this.name} saved`);
   }
 
   fullscreen() {
@@ -86,9 +103,15 @@ export class Tile {
     if (this.busy) this.#showStats(!!this.#parts.stats.hidden);
   }
 
+  /** To the button that is there now. */
+  focus() {
+    const { start, again, stop } = this.#parts;
+    (this.busy ? stop : start.hidden ? again : start).focus();
+  }
+
   /** Brings the page up to the state; called on every change and, while something is counted, every second. */
   render() {
-    const { start, again, controls, state, stop, shot, pip, video, word, watching } = this.#parts;
+    const { start, controls, state, shot, pip, video, word, watching } = this.#parts;
     const { is } = this.player.state;
     const { word: badgeWord, tone } = badge(this.player.state, this.camera);
     this.element.dataset.state = is;
@@ -96,13 +119,13 @@ export class Tile {
     text(word, badgeWord);
     text(watching, this.camera?.viewers ? `${this.camera.viewers} watching` : '');
     const focused = document.activeElement;
-    start.hidden = is !== 'off' && is !== 'paused';
+    start.hidden = (is !== 'off' && is !== 'paused') || !!unable(this.camera);
     controls.hidden = !this.busy;
     if (!this.busy) this.#showStats(false);
     shot.disabled = pip.disabled = !video.videoWidth;
     this.#renderMessage();
     // Whoever pressed a button that is gone now stands at its opposite, not at the top of the page.
-    if (this.element.contains(focused) && !focused?.getClientRects().length) (this.busy ? stop : start.hidden ? again : start).focus();
+    if (this.element.contains(focused) && !focused?.getClientRects().length) this.focus();
     const [width, height] = video.videoWidth ? [video.videoWidth, video.videoHeight] : [this.camera?.width, this.camera?.height];
     if (width) this.element.style.setProperty('--ratio', `${width} / ${height}`);
   }
@@ -113,8 +136,8 @@ export class Tile {
     const now = performance.now();
     const before = this.#saying;
     const saying = (this.#saying = say(state, this.camera, this.player.standing));
-    if (saying && saying.title !== before?.title) this.#around.announce(`${this.id}: ${title(saying, now)}`);
-    if (!saying && before && state.is === 'live') this.#around.announce(`${this.id}: live`);
+    if (saying && saying.title !== before?.title) this.#around.announce(`${this.name}: ${title(saying, now)}`);
+    if (!saying && before && state.is === 'live') this.#around.announce(`${this.name}: live`);
     message.hidden = !saying;
     if (!saying) return;
     text(heading, title(saying, now));
@@ -125,14 +148,15 @@ export class Tile {
     message.dataset.beside = String(!start.hidden || !held.hidden || ('picture' in state && state.picture));
   }
 
-  #label() {
+  /** @param {string} href */
+  #label(href) {
     const { name, video, controls, start, stop } = this.#parts;
-    name.textContent = name.href = this.id;
-    this.element.ariaLabel = this.id;
-    video.ariaLabel = `Live picture of ${this.id}`;
-    controls.ariaLabel = `Controls of ${this.id}`;
-    start.ariaLabel = `Play ${this.id}`;
-    stop.ariaLabel = `Stop ${this.id}`;
+    name.textContent = this.element.ariaLabel = this.name;
+    name.href = href;
+    video.ariaLabel = `Live picture of ${this.name}`;
+    controls.ariaLabel = `Controls of ${this.name}`;
+    start.ariaLabel = `Play ${this.name}`;
+    stop.ariaLabel = `Stop ${this.name}`;
   }
 
   #listen() {
@@ -155,6 +179,7 @@ export class Tile {
       this.render();
     };
     video.onresize = () => this.render();
+    video.onleavepictureinpicture = () => this.#sight.look();
     this.element.onpointermove = this.element.onpointerdown = this.element.onkeydown = () => {
       delete this.element.dataset.idle;
       clearTimeout(this.#idle);

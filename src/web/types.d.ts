@@ -12,12 +12,16 @@ export interface Live { is: 'live'; session: number; failures: number; restarts:
 export interface Restoring extends Omit<Live, 'is'> { is: 'restoring'; restartAt: number | null; giveUpAt: number }
 export interface Waiting { is: 'waiting'; session: number; failures: number; until: number; why: Reason }
 export interface Paused { is: 'paused'; session: number }
-export interface Ended { is: 'ended'; session: number; why: Reason }
+export interface Ended { is: 'ended'; session: number; since: number; why: Reason }
 export type Connected = Connecting | Live | Restoring;
 export type State = Off | Connected | Waiting | Paused | Ended;
 
 export type Event =
   | { type: 'play' | 'stop' | 'hidden' | 'shown' | 'online' | 'time' }
+  /** To be played when it is seen. */
+  | { type: 'later' }
+  /** The camera can be played, as far as is known. */
+  | { type: 'ready' }
   | { type: 'answered' | 'connected' | 'disconnected' | 'failed' | 'picture' | 'stalled' | 'back' }
   | { type: 'lost'; message: string }
   /** The device said no or bye, or is not there, or the browser cannot. */
@@ -35,6 +39,16 @@ export type Receive = (message: Message) => void;
 /** Calls `then` after `ms`, unless what it returns is called before. */
 export type After = (ms: number, then: () => void) => () => void;
 export type Tell = (event: Event) => void;
+/** How the sessions with one device are made: `Signaling` or `MqttSignaling`. */
+export interface Link {
+  /** Rejected with a `Reason`. */
+  welcome(): Promise<Welcome>;
+  join(session: string, receive: Receive): void;
+  leave(session: string): void;
+  send(session: string, type: string, fields?: object): void;
+  check(): void;
+  close(): void;
+}
 
 /* stats.js */
 
@@ -48,6 +62,10 @@ export interface Report { values(): Iterable<Entry> }
 export interface Camera {
   id: string;
   state: 'idle' | 'opening' | 'running' | 'failed';
+  /** False: its owner switched it off. */
+  enabled?: boolean;
+  /** Of its device, where a broker tells. */
+  presence?: Presence;
   error: string | null;
   retry_in_ms: number | null;
   viewers: number;
@@ -72,6 +90,59 @@ export interface Saying {
   /** What the button says; it plays. */
   action?: string;
 }
+
+/* mqtt.js */
+
+export type Packet =
+  | { type: 'connack' | 'disconnect'; code: number; reason?: string; keepAlive?: number; receiveMaximum?: number; qos?: number; longest?: number }
+  | { type: 'publish'; topic: string; id: number; retained: boolean; payload: Uint8Array }
+  | { type: 'puback'; id: number; code: number }
+  | { type: 'suback'; id: number; codes: number[] }
+  | { type: 'pingresp' };
+/** Told once what the broker said to a message: 0, or a reason code. */
+export type Published = (code: number) => void;
+/** Why a connection is over; without a code nobody said. */
+export interface Over { code?: number; reason?: string }
+/** What is used of a WebSocket. */
+export type MqttSocket = Pick<WebSocket, 'binaryType' | 'bufferedAmount' | 'readyState' | 'send' | 'close' | 'onopen' | 'onmessage' | 'onclose'>;
+/** `own`: what is said to us alone. */
+export interface Filter { topic: string; own?: boolean }
+export interface MqttSettings {
+  client: string;
+  user?: string;
+  password?: string;
+  filters: Filter[];
+  after: After;
+  up(): void;
+  denied(topic: string, code: number): void;
+  message(topic: string, text: string, retained: boolean): void;
+  /** `heard`: anything came from the broker. */
+  ended(why: Over & { heard: boolean }): void;
+}
+
+/* broker.js */
+
+export interface BrokerState { is: 'connecting' | 'up' | 'waiting' | 'refused'; title: string; detail?: string; until?: number }
+export interface BrokerSettings {
+  url: string;
+  client: string;
+  /** Asked for at each connection, as is `who`. */
+  filters(): Filter[];
+  who(): { user?: string; password?: string };
+  changed(state: BrokerState): void;
+  message(topic: string, text: string, retained: boolean): void;
+  open(url: string): MqttSocket;
+  after: After;
+  now(): number;
+}
+
+/* fleet.js */
+
+export type Presence = 'online' | 'offline' | 'stopped';
+/** `listed`: the cameras it says it has; `cameras`: what it says of each. */
+export interface Device { presence: Presence | undefined; listed: string[]; cameras: Map<string, Camera> }
+/** A camera of some device, under a key and a name of its own. */
+export interface Listed { key: string; device: string; name: string; camera: Camera }
 
 /* api.js */
 
@@ -111,7 +182,7 @@ export interface Parts {
 
 /** What a tile needs of the page around it. */
 export interface Around {
-  signaling: import('./signaling.js').Signaling;
+  signaling: Link;
   /** Says a sentence to screen readers. */
   announce(sentence: string): void;
   /** The tile's connection changed. */

@@ -10,6 +10,7 @@
 export function say(state, camera, standing) {
   switch (state.is) {
     case 'off':
+      if (unable(camera)) return why({ code: unable(camera) }, camera);
       return camera?.state === 'failed' ? { title: 'The camera does not work', detail: camera.error ?? undefined } : null;
     case 'connecting':
       return { title: 'Connecting', busy: true };
@@ -18,12 +19,21 @@ export function say(state, camera, standing) {
     case 'live':
       return sayLive(state, camera, standing);
     case 'paused':
-      return { title: 'Stopped while the page was in the background' };
+      return { title: 'Paused while it was out of sight' };
     case 'waiting':
       return { ...why(state.why, camera), until: state.until, action: 'Try now' };
     case 'ended':
       return { ...why(state.why, camera), action: 'Try again' };
   }
+}
+
+/**
+ * Why nobody can play the camera now, as a reason's code; empty when it can be played, as far as is known.
+ * @param {Camera | undefined} camera
+ */
+export function unable(camera) {
+  if (camera?.presence === 'offline' || camera?.presence === 'stopped') return camera.presence;
+  return camera?.enabled === false ? 'disabled' : '';
 }
 
 /**
@@ -41,10 +51,13 @@ export function badge(state, camera) {
       return { word: 'Interrupted', tone: 'busy' };
     case 'waiting':
       return { word: 'Waiting', tone: 'busy' };
-    case 'ended':
-      return { word: 'Stopped', tone: 'bad' };
     case 'paused':
+    case 'ended':
     case 'off':
+      if (camera?.presence === 'offline') return { word: 'Offline', tone: 'bad' };
+      if (camera?.presence === 'stopped') return { word: 'Stopped', tone: 'calm' };
+      if (unable(camera)) return { word: 'Switched off', tone: 'calm' };
+      if (state.is === 'ended') return { word: 'Ended', tone: 'bad' };
       return camera?.state === 'failed' ? { word: 'Not working', tone: 'bad' } : { word: camera?.state === 'running' ? 'On' : 'Ready', tone: 'calm' };
   }
 }
@@ -78,7 +91,17 @@ function why(reason, camera) {
     case 'unreachable':
       return { title: 'The device does not answer' };
     case 'no-answer':
-      return { title: 'The device took too long to answer' };
+      return { title: 'The device took too long to answer', detail: reason.message };
+    case 'disabled':
+      return { title: 'The camera is switched off', detail: 'It can be watched again when its owner switches it on.' };
+    case 'offline':
+      return { title: 'The device is offline', detail: 'Its power or its network may be gone. The picture comes when it is back.' };
+    case 'stopped':
+      return { title: 'The device has stopped', detail: 'Somebody stopped it, or it starts again. The picture comes when it is back.' };
+    case 'no-broker':
+      return { title: 'The broker does not answer' };
+    case 'broker-denies':
+      return { title: 'The broker does not let the device be called', detail: reason.message };
     case 'no-route':
     case 'connect-timeout':
       return { title: 'No way through for the video', detail: 'The page arrives, the video does not. A firewall may hold back UDP.' };

@@ -176,6 +176,30 @@ test('a hidden page gives its place back and takes it again when shown', () => {
   assert.equal(life().tell('hidden', 'shown').state.is, 'off', 'what did not play does not begin to');
 });
 
+test('what is switched off or offline ends it, and it comes back by itself when it can', () => {
+  for (const code of ['disabled', 'offline', 'stopped']) {
+    const { state } = life().tell('play', trouble(code));
+    assert.equal(state.is, 'ended');
+    assert.equal(wakeAt(state), null, 'nothing is tried until then');
+    for (const type of ['online', 'shown', 'time', 'hidden']) assert.equal(next(state, { type }, 99_000, 0.5), state, type);
+    assert.equal(next(state, { type: 'ready' }, state.since + 1_000, 0.5), state, 'what is told may be older than the refusal');
+    assert.equal(next(state, { type: 'ready' }, state.since + 3_000, 0.5).is, 'connecting');
+  }
+  for (const code of ['no-such-camera', 'token-needed']) {
+    const { state } = life().tell('play', trouble(code));
+    assert.equal(next(state, { type: 'ready' }, 99_000, 0.5), state, `${code} needs a person`);
+  }
+  assert.equal(life().tell('ready').state.is, 'off', 'what nobody played does not begin to');
+});
+
+test('what is to be played out of sight is played when it is seen', () => {
+  const { state } = life().tell('later');
+  assert.equal(state.is, 'paused');
+  assert.equal(next(state, { type: 'shown' }, 0, 0.5).is, 'connecting');
+  const playing = live();
+  assert.equal(next(playing.state, { type: 'later' }, 0, 0.5), playing.state);
+});
+
 test('delays differ by chance and stay between their limits', () => {
   for (let failures = 1; failures < 50; failures++) {
     assert.ok(delay(failures, 0) < delay(failures, 0.4));
@@ -185,8 +209,8 @@ test('delays differ by chance and stay between their limits', () => {
 
 test('in whatever order things happen, there is one session, it is never stuck, and time alone brings it on', () => {
   const random = seeded(7);
-  const events = ['play', 'stop', 'hidden', 'shown', 'online', 'time', 'answered', 'connected', 'disconnected', 'failed', 'picture', 'stalled', 'back'];
-  const troubles = ['full', 'lost', 'unreachable', 'bad-candidate', 'no-such-camera'];
+  const events = ['play', 'stop', 'hidden', 'shown', 'online', 'time', 'answered', 'connected', 'disconnected', 'failed', 'picture', 'stalled', 'back', 'ready', 'later'];
+  const troubles = ['full', 'lost', 'unreachable', 'bad-candidate', 'no-such-camera', 'disabled'];
   for (let round = 0; round < 500; round++) {
     let state = START;
     let now = 0;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { START, next } from '../../../src/web/connection.js';
-import { badge, say, title } from '../../../src/web/words.js';
+import { badge, say, title, unable } from '../../../src/web/words.js';
 
 const camera = { id: 'front', state: 'running', error: null, viewers: 8, max_viewers: 8 };
 const after = (...events) => events.reduce((state, event) => next(state, typeof event === 'string' ? { type: event } : event, 1_000, 0), START);
@@ -47,7 +47,7 @@ test('a broken camera says so before anybody plays it', () => {
 
 test('every reason has a sentence, also one this page has never heard of', () => {
   const codes = ['full', 'busy', 'shutdown', 'shutting-down', 'unreachable', 'no-answer', 'no-route', 'connect-timeout', 'lost', 'link-too-slow', 'stalled', 'viewer-left',
-    'replaced', 'no-such-session', 'no-such-camera', 'no-common-codec', 'bad-offer', 'no-webrtc', 'browser', 'token-expired', 'not-allowed', 'brand-new-reason'];
+    'replaced', 'no-such-session', 'no-such-camera', 'no-common-codec', 'bad-offer', 'no-webrtc', 'browser', 'token-expired', 'not-allowed', 'brand-new-reason', 'disabled', 'offline', 'stopped', 'no-answer', 'no-broker', 'broker-denies'];
   for (const code of codes) {
     for (const of of [camera, undefined]) {
       const { title: sentence, action } = say(after('play', trouble(code, { message: 'as the device says' })), of, 0);
@@ -56,6 +56,19 @@ test('every reason has a sentence, also one this page has never heard of', () =>
       assert.ok(action, code);
     }
   }
+});
+
+test('a camera that cannot be played says why before anybody tries', () => {
+  const told = { disabled: [{ enabled: false }, /switched off/, 'Switched off'], offline: [{ presence: 'offline' }, /offline/, 'Offline'], stopped: [{ presence: 'stopped', enabled: false }, /stopped/, 'Stopped'] };
+  for (const [code, [what, sentence, word]] of Object.entries(told)) {
+    const of = { ...camera, ...what };
+    assert.equal(unable(of), code);
+    assert.match(say(START, of, 0).title, sentence);
+    assert.match(say(after('play', trouble(code)), of, 0).title, sentence);
+    for (const state of [START, after('play', trouble(code)), after('play', 'hidden')]) assert.equal(badge(state, of).word, word);
+    assert.equal(badge(after('play', 'connected', 'picture'), of).word, 'Live', 'a picture that moves is believed more');
+  }
+  for (const fine of [camera, { ...camera, enabled: true, presence: 'online' }, undefined]) assert.equal(unable(fine), '');
 });
 
 test('no state is told by colour alone', () => {
