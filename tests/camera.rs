@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgecam::camera::{self, CameraSettings, EncoderSettings, Prefer, Source};
+use edgecam::camera::{self, CameraSettings, EncoderSettings, Prefer, Source, still};
 use edgecam::core::access_unit::{AccessUnit, Bitrate};
 use edgecam::core::annex_b::{Contents, Sps};
 use edgecam::core::camera::{CameraState, CameraStatus, Demand, Stream};
@@ -156,6 +156,25 @@ async fn a_clip_plays_in_a_loop_as_a_camera() {
     let stream = camera.stream().unwrap();
     assert_eq!((stream.width, stream.height, stream.encoder.as_str()), (640, 360, "passthrough"));
     camera.stop().await;
+}
+
+#[tokio::test]
+async fn a_still_can_be_made_of_what_any_source_gives() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    for unit in record(5).await {
+        file.write_all(&unit.data).unwrap();
+    }
+    for source in [Source::Test, Source::Clip(file.path().into())] {
+        let mut camera = Camera::start(source);
+        camera.want(true);
+        let jpeg = still::jpeg(&camera.next().await).unwrap();
+        assert!(jpeg.starts_with(&[0xFF, 0xD8]) && jpeg.ends_with(&[0xFF, 0xD9]));
+        // Height and width in the frame header (ITU-T T.81, B.2.2), behind its length and precision.
+        let size = [360u16.to_be_bytes(), 640u16.to_be_bytes()].concat();
+        let header = jpeg.windows(9).find(|bytes| bytes[..2] == [0xFF, 0xC0]).unwrap();
+        assert_eq!(header[5..], size);
+        camera.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Request, Signal};
+use edgecam::core::trigger::Action;
 use support::house::{House, front};
 use support::network::LinkSettings;
 use support::viewer::Viewer;
@@ -316,4 +317,64 @@ fn random_datagrams_do_no_harm() {
     let before = pictures(&house, ann);
     house.run_for(S);
     assert!(pictures(&house, ann) > before + 25);
+}
+
+#[test]
+fn who_is_called_by_a_bell_finds_the_camera_running() {
+    let mut house = House::new(8);
+    house.trigger("bell", Action::Wake { ttl: 60 * S }).unwrap();
+    house.run_until(S, |house| house.happened() == [(Some("bell"), "woken")]);
+    house.run_for(5 * S);
+    let captured = house.captured;
+    assert!(captured > 100, "it runs without a viewer");
+    let phone = house.join(lan());
+    let took = house.run_until(S, |house| pictures(house, phone) > 0);
+    assert!(took < 80 * MS, "{took:?}");
+    assert_eq!(house.happened()[1..], [(Some("bell"), "viewer-joined")]);
+
+    house.run_for(60 * S);
+    assert_eq!(house.happened()[2..], [(Some("bell"), "asleep")]);
+    assert!(house.demand.running, "somebody watches");
+    house.say(phone, Signal::Bye);
+    assert_eq!(house.happened()[3..], [(None, "viewer-left")]);
+    assert!(!house.demand.running);
+}
+
+#[test]
+fn a_still_is_a_keyframe_and_no_viewer_notices() {
+    let mut house = House::new(8);
+    let ann = house.join(lan());
+    house.run_for(5 * S);
+    house.ask_still(1);
+    house.run_until(S, |house| !house.stills.is_empty());
+    assert!(matches!(&house.stills[..], [Ok(unit)] if unit.is_keyframe));
+    house.run_for(S);
+    assert!(pictures(&house, ann) as u64 >= house.captured - 5);
+}
+
+#[test]
+fn a_camera_switched_off_sends_nothing_more_and_shows_nothing_old_when_it_is_on_again() {
+    let mut house = House::new(8);
+    let ann = house.join(lan());
+    house.run_for(5 * S);
+    house.switch(false);
+    assert!(house.demand.off && !house.demand.running);
+    assert_eq!(house.viewers[ann].replies.last(), Some(&Reply::Bye(CloseReason::Disabled)));
+    let sent = house.viewers[ann].bytes_down;
+    let bob = house.join(lan());
+    assert_eq!(house.viewers[bob].replies[0], Reply::Rejected(RejectReason::Disabled));
+    // What the camera had under way comes all the same.
+    house.picture_comes(house.now - MS);
+    house.picture_comes(house.now);
+    house.run_for(S);
+    assert_eq!(house.viewers[ann].bytes_down, sent);
+
+    house.switch(true);
+    house.picture_comes(house.now - MS);
+    house.plugged = false;
+    let eve = house.join(lan());
+    house.run_for(5 * S);
+    assert_eq!(pictures(&house, eve), 0, "a picture from before the switch");
+    house.plugged = true;
+    house.run_until(S, |house| pictures(house, eve) > 0);
 }

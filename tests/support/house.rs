@@ -11,10 +11,11 @@ use bytes::Bytes;
 use edgecam::core::access_unit::{AccessUnit, Bitrate};
 use edgecam::core::camera::Demand;
 use edgecam::core::counters::ViewerCounters;
+use edgecam::core::demand::StillId;
 use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
 use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, RejectReason, Reply, Request, SessionName, Signal};
 use edgecam::core::transmit::Transmit;
-use edgecam::core::trigger::Event;
+use edgecam::core::trigger::{Action, Event, Trigger};
 use edgecam::peer::{Identity, PeerSettings};
 use edgecam::publisher::{Effect, Publisher, PublisherSettings};
 
@@ -154,6 +155,43 @@ impl House {
         self.publisher.handle_request(Request { from, id: None, signal }, self.now, &mut |out| sent.push(out));
         self.launch(sent);
         self.carry_out();
+    }
+
+    pub fn trigger(&mut self, id: &str, action: Action) -> Result<(), RejectReason> {
+        let trigger = Trigger { camera: front(), id: Some(id.into()), action };
+        let mut sent = Vec::new();
+        let outcome = self.publisher.handle_trigger(trigger, self.now, &mut |out| sent.push(out));
+        self.launch(sent);
+        self.carry_out();
+        outcome
+    }
+
+    pub fn ask_still(&mut self, still: u64) {
+        let mut sent = Vec::new();
+        self.publisher.handle_still(front(), StillId(still), None, self.now, &mut |out| sent.push(out));
+        self.launch(sent);
+        self.carry_out();
+    }
+
+    pub fn switch(&mut self, on: bool) {
+        let mut sent = Vec::new();
+        self.publisher.handle_switch(&front(), on, None, self.now, &mut |out| sent.push(out)).unwrap();
+        self.launch(sent);
+        self.carry_out();
+    }
+
+    /// A keyframe the camera took at this time.
+    pub fn picture_comes(&mut self, captured_at: Instant) {
+        let unit = AccessUnit { captured_at, is_keyframe: true, data: picture(true) };
+        let mut sent = Vec::new();
+        self.publisher.handle_unit(&front(), &unit, self.now, &mut |out| sent.push(out));
+        self.launch(sent);
+        self.carry_out();
+    }
+
+    /// What happened, with the trigger it happened for.
+    pub fn happened(&self) -> Vec<(Option<&str>, &'static str)> {
+        self.events.iter().map(|event| (event.trigger.as_deref(), event.happening.slug())).collect()
     }
 
     pub fn restart(&mut self, seat: usize, address: SocketAddr) {
