@@ -113,6 +113,18 @@ fn other_programs_variables_are_none_of_our_business() {
 }
 
 #[test]
+fn state_is_kept_where_the_owner_says_else_where_systemd_says() {
+    let state_dir = |machine: &Machine| machine.load().unwrap().state_dir;
+    let systemd = |folders: &str| Machine::new().variable("STATE_DIRECTORY", folders);
+    assert_eq!(state_dir(&Machine::new()), Path::new("/var/lib/edgecam"));
+    assert_eq!(state_dir(&systemd("/var/lib/private/cam:/var/lib/more")), Path::new("/var/lib/private/cam"));
+    let given = systemd("/var/lib/cam").file("[device]\nstate_dir = \"/srv/cam\"");
+    assert_eq!(state_dir(&given), Path::new("/srv/cam"));
+    let complaint = Machine::new().file("[device]\nstate_dir = \"state\"").complaint();
+    assert!(complaint.contains("device.state_dir") && complaint.contains("whole path"), "{complaint}");
+}
+
+#[test]
 fn a_host_name_is_made_fit_to_be_a_device_id() {
     for (host_name, id) in [
         ("frontdoor", "frontdoor"),

@@ -392,6 +392,7 @@ mod tests {
         now: Instant,
         capture: Capture,
         wanted: bool,
+        off: bool,
         device: Device,
     }
 
@@ -406,6 +407,7 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Happening {
         Wanted(bool),
+        SwitchedOff,
         Wait(Duration),
         /// The device finishes what it was told.
         Done,
@@ -418,6 +420,7 @@ mod tests {
     fn happening() -> impl Strategy<Value = Happening> {
         prop_oneof![
             any::<bool>().prop_map(Happening::Wanted),
+            Just(Happening::SwitchedOff),
             (0u64..15_000).prop_map(|ms| Happening::Wait(Duration::from_millis(ms))),
             Just(Happening::Done),
             Just(Happening::Fails),
@@ -429,15 +432,21 @@ mod tests {
     impl World {
         fn new() -> Self {
             let now = start();
-            Self { now, capture: Capture::new(PATIENCE, now), wanted: false, device: Device::Closed }
+            Self { now, capture: Capture::new(PATIENCE, now), wanted: false, off: false, device: Device::Closed }
         }
 
         fn handle(&mut self, happening: Happening) {
             let now = self.now;
             let step = match (happening, self.device) {
                 (Happening::Wanted(wanted), _) => {
-                    self.wanted = wanted;
+                    (self.wanted, self.off) = (wanted, false);
+                    self.capture.set_lingering(true);
                     self.capture.set_wanted(wanted, now)
+                }
+                (Happening::SwitchedOff, _) => {
+                    (self.wanted, self.off) = (false, true);
+                    self.capture.set_lingering(false);
+                    self.capture.set_wanted(false, now)
                 }
                 (Happening::Wait(time), _) => {
                     self.now += time;
@@ -475,6 +484,7 @@ mod tests {
                 }
                 None => {}
             }
+            assert!(!self.off || self.device != Device::Open, "open although it is switched off");
             assert_eq!(self.capture.is_running(), self.device == Device::Open);
             assert_eq!(self.capture.is_closed(), self.device == Device::Closed);
         }

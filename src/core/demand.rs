@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::access_unit::AccessUnit;
 use super::camera::Demand;
+use super::pace::{Pace, Rate};
 use super::sessions::ViewedCamera;
 use super::signal::{CloseReason, Correlation, RejectReason};
 use super::trigger::{Action, Event, Happening};
@@ -17,6 +18,9 @@ const MAX_STILLS: usize = 8;
 /// A still that is not there in this time will not come: opening a camera takes up to 5 s, and a camera whose keyframes come
 /// as they come has them every few seconds.
 const STILL_WITHIN: Duration = Duration::from_secs(10);
+
+/// Keyframes that stills may cost those who watch, in quality; beyond that a still waits for one.
+const STILL_KEYFRAMES: Rate = Rate::new(Duration::from_secs(2), 4);
 
 /// Who waits for a still; given out by whoever asks, and given back with the still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,6 +61,7 @@ pub(super) struct Camera {
     wake: Option<Wake>,
     /// In the order in which they were asked for.
     stills: VecDeque<Still>,
+    still_keyframes: Option<Pace>,
     /// Pictures taken before this are from the other side of the switch.
     shows_from: Option<Instant>,
     told: VecDeque<Told>,
@@ -93,6 +98,7 @@ impl Camera {
             keyframe_due_at: None,
             wake: None,
             stills: VecDeque::new(),
+            still_keyframes: None,
             shows_from: None,
             told: VecDeque::new(),
         }
@@ -157,7 +163,14 @@ impl Camera {
             return;
         }
         self.stills.push_back(Still { still, id, give_up_at: now + STILL_WITHIN });
-        self.want_pictures(now);
+        let pace = self.still_keyframes.get_or_insert_with(|| Pace::new(now));
+        let wait = pace.wait(STILL_KEYFRAMES, now);
+        if self.watching > 0 && !wait.is_zero() {
+            self.keyframe_due_at = Some(self.keyframe_due_at.map_or(now + wait, |due| due.min(now + wait)));
+        } else {
+            pace.count(STILL_KEYFRAMES, now);
+            self.want_pictures(now);
+        }
     }
 
     /// The privacy switch. To what it is set already, it is not set again.

@@ -156,6 +156,24 @@ fn no_more_than_eight_wait_for_a_still_and_none_for_longer_than_ten_seconds() {
 }
 
 #[test]
+fn who_asks_for_still_after_still_does_not_spoil_the_picture_of_those_who_watch() {
+    let (mut camera, start) = (camera(), Instant::now());
+    camera.watch(start);
+    let mut keyframes = 0;
+    for second in 1..=60 {
+        let now = start + Duration::from_secs(second);
+        camera.ask_still(StillId(second), None, now);
+        camera.handle_timeout(now + GAP);
+        let asked = demands(&mut camera).last().map_or(keyframes, |demand| demand.keyframe);
+        if asked > keyframes {
+            camera.handle_unit(&keyframe(now + GAP));
+        }
+        keyframes = asked;
+    }
+    assert!((30..=36).contains(&keyframes), "{keyframes} keyframes in a minute");
+}
+
+#[test]
 fn a_camera_that_fails_gives_no_stills_and_says_so_at_once() {
     let (mut camera, now) = (camera(), Instant::now());
     wake(&mut camera, "bell", MINUTE, now);
