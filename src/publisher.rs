@@ -185,7 +185,7 @@ impl Publisher {
 
     /// A new picture of a camera, to everybody who watches it.
     pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit, now: Instant, send: Sender<'_>) {
-        if !self.sessions.handle_unit(camera, unit) {
+        if !self.sessions.handle_unit(camera, unit, now) {
             return;
         }
         let Some(ring) = self.rings.get_mut(camera) else { return };

@@ -15,6 +15,8 @@ use super::trigger::{Action, Event, Happening};
 
 /// Those who may wait for a still of one camera at one time.
 const MAX_STILLS: usize = 8;
+/// A camera that was woken has this long for its first picture, however short the trigger's time is.
+const OPENS_WITHIN: Duration = Duration::from_secs(10);
 /// A still that is not there in this time will not come: opening a camera takes up to 5 s, and a camera whose keyframes come
 /// as they come has them every few seconds.
 const STILL_WITHIN: Duration = Duration::from_secs(10);
@@ -67,14 +69,22 @@ pub(super) struct Camera {
     told: VecDeque<Told>,
 }
 
-/// A trigger that keeps the camera open.
+/// Triggers that keep the camera open, as one.
 #[derive(Debug)]
 struct Wake {
-    until: Instant,
     /// Of the newest trigger.
     id: Correlation,
-    /// No picture has come since the newest trigger.
-    awaits_picture: bool,
+    /// For those that had their first picture.
+    until: Instant,
+    awaited: Option<Awaited>,
+}
+
+/// No picture has come since the newest trigger. Its time begins with the picture: who was promised a second has it, however
+/// long the camera takes to open.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    ttl: Duration,
+    give_up_at: Instant,
 }
 
 #[derive(Debug)]
@@ -139,9 +149,12 @@ impl Camera {
         match action {
             Action::Wake { ttl } => {
                 self.check_on()?;
-                let until = now + ttl.min(Action::LONGEST_TTL);
-                let until = self.wake.take().map_or(until, |wake| wake.until.max(until));
-                self.wake = Some(Wake { until, id, awaits_picture: true });
+                let ttl = ttl.min(Action::LONGEST_TTL);
+                let awaited = Awaited { ttl, give_up_at: now + ttl.max(OPENS_WITHIN) };
+                self.wake = Some(match self.wake.take() {
+                    Some(wake) => wake.joined_by(id, awaited),
+                    None => Wake { id, until: now, awaited: Some(awaited) },
+                });
                 if !self.demand.running {
                     self.want_pictures(now);
                 }
@@ -192,13 +205,14 @@ impl Camera {
     }
 
     /// A picture came. False: it may not be shown.
-    pub(super) fn handle_unit(&mut self, unit: &AccessUnit) -> bool {
+    pub(super) fn handle_unit(&mut self, unit: &AccessUnit, now: Instant) -> bool {
         if self.demand.off || self.shows_from.is_some_and(|from| unit.captured_at < from) {
             return false;
         }
         if let Some(wake) = &mut self.wake
-            && std::mem::take(&mut wake.awaits_picture)
+            && let Some(awaited) = wake.awaited.take()
         {
+            wake.until = wake.until.max(now + awaited.ttl);
             self.happened(Happening::Woken);
         }
         if unit.is_keyframe && !self.stills.is_empty() {
@@ -244,7 +258,7 @@ impl Camera {
         if self.keyframe_due_at.is_some_and(|due| now >= due) {
             self.want_keyframe(now);
         }
-        if self.wake.as_ref().is_some_and(|wake| now >= wake.until) {
+        if self.wake.as_ref().is_some_and(|wake| now >= wake.ends_at()) {
             self.end_wake(None);
         }
         let late = self.stills.partition_point(|still| now >= still.give_up_at);
@@ -256,7 +270,7 @@ impl Camera {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let wake = self.wake.as_ref().map(|wake| wake.until);
+        let wake = self.wake.as_ref().map(Wake::ends_at);
         let still = self.stills.front().map(|still| still.give_up_at);
         [self.keyframe_due_at, wake, still].into_iter().flatten().min()
     }
@@ -326,6 +340,20 @@ impl Camera {
 
     fn happened_by(&mut self, trigger: Correlation, happening: Happening) {
         self.told.push_back(Told::Event(Event { camera: self.settings.id.clone(), trigger, happening }));
+    }
+}
+
+impl Wake {
+    fn joined_by(self, id: Correlation, newest: Awaited) -> Self {
+        let awaited = self.awaited.map_or(newest, |awaited| Awaited {
+            ttl: awaited.ttl.max(newest.ttl),
+            give_up_at: awaited.give_up_at.max(newest.give_up_at),
+        });
+        Self { id, awaited: Some(awaited), ..self }
+    }
+
+    fn ends_at(&self) -> Instant {
+        self.awaited.map_or(self.until, |awaited| awaited.give_up_at.max(self.until))
     }
 }
 

@@ -18,6 +18,10 @@ fn keyframe(captured_at: Instant) -> AccessUnit {
     AccessUnit { captured_at, is_keyframe: true, data: Bytes::from_static(b"a keyframe") }
 }
 
+fn picture_comes(camera: &mut Camera, now: Instant) {
+    camera.handle_unit(&keyframe(now), now);
+}
+
 fn id(name: &str) -> Correlation {
     Some(name.into())
 }
@@ -58,8 +62,8 @@ fn a_trigger_opens_the_camera_and_is_told_of_the_first_picture_and_of_the_end() 
     let (mut camera, now) = (camera(), Instant::now());
     wake(&mut camera, "bell", MINUTE, now);
     assert!(matches!(demands(&mut camera)[..], [Demand { running: true, keyframe: 1, .. }]));
-    camera.handle_unit(&keyframe(now));
-    camera.handle_unit(&keyframe(now));
+    picture_comes(&mut camera, now);
+    picture_comes(&mut camera, now);
     assert_eq!(events(&mut camera), [("bell".into(), Happening::Woken)]);
     assert_eq!(camera.poll_timeout(), Some(now + MINUTE));
     camera.handle_timeout(now + MINUTE);
@@ -69,12 +73,25 @@ fn a_trigger_opens_the_camera_and_is_told_of_the_first_picture_and_of_the_end() 
 }
 
 #[test]
+fn a_triggers_time_begins_with_the_picture_but_is_not_waited_for_without_end() {
+    let (mut camera, now) = (camera(), Instant::now());
+    let second = Duration::from_secs(1);
+    wake(&mut camera, "bell", second, now);
+    picture_comes(&mut camera, now + second * 8);
+    assert_eq!(camera.poll_timeout(), Some(now + second * 9));
+
+    wake(&mut camera, "bell", second, now + second * 8);
+    camera.handle_timeout(now + second * 18);
+    assert_eq!(events(&mut camera).last(), Some(&("bell".into(), Happening::Asleep)), "it gives no picture");
+}
+
+#[test]
 fn of_several_triggers_the_longest_holds_and_the_newest_is_named() {
     let (mut camera, now) = (camera(), Instant::now());
     wake(&mut camera, "bell", MINUTE, now);
-    camera.handle_unit(&keyframe(now));
+    picture_comes(&mut camera, now);
     wake(&mut camera, "sensor", MINUTE / 60, now);
-    camera.handle_unit(&keyframe(now));
+    picture_comes(&mut camera, now);
     let woken = |id: &str| (id.to_owned(), Happening::Woken);
     assert_eq!(events(&mut camera), [woken("bell"), woken("sensor")]);
     camera.handle_timeout(now + MINUTE - GAP);
@@ -119,9 +136,9 @@ fn a_still_opens_the_camera_gets_the_next_keyframe_and_lets_go() {
     camera.ask_still(StillId(1), id("a"), now);
     camera.ask_still(StillId(2), None, now);
     assert!(matches!(demands(&mut camera)[..], [Demand { running: true, keyframe: 1, .. }]));
-    camera.handle_unit(&AccessUnit { is_keyframe: false, ..keyframe(now) });
+    camera.handle_unit(&AccessUnit { is_keyframe: false, ..keyframe(now) }, now);
     assert_eq!(stills(&mut camera), []);
-    camera.handle_unit(&keyframe(now + GAP));
+    picture_comes(&mut camera, now + GAP);
     let told: Vec<_> = camera.take_told().collect();
     assert!(
         matches!(
@@ -166,7 +183,7 @@ fn who_asks_for_still_after_still_does_not_spoil_the_picture_of_those_who_watch(
         camera.handle_timeout(now + GAP);
         let asked = demands(&mut camera).last().map_or(keyframes, |demand| demand.keyframe);
         if asked > keyframes {
-            camera.handle_unit(&keyframe(now + GAP));
+            picture_comes(&mut camera, now + GAP);
         }
         keyframes = asked;
     }
@@ -241,10 +258,10 @@ fn no_picture_from_before_the_switch_is_shown_after_it() {
     camera.switch(false, None, now + GAP);
     camera.switch(true, None, now + GAP * 2);
     wake(&mut camera, "bell", MINUTE, now + GAP * 2);
-    let late = |gaps| keyframe(now + GAP * gaps);
-    assert!(!camera.handle_unit(&late(0)), "taken before it was switched off");
-    assert!(!camera.handle_unit(&late(1)), "taken while it was off");
-    assert!(camera.handle_unit(&late(2)));
+    let mut shows = |gaps| camera.handle_unit(&keyframe(now + GAP * gaps), now + GAP * 2);
+    assert!(!shows(0), "taken before it was switched off");
+    assert!(!shows(1), "taken while it was off");
+    assert!(shows(2));
 }
 
 #[derive(Clone, Debug)]
@@ -266,7 +283,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         Just(Op::Watch),
         Just(Op::Unwatch),
-        (1..8000u64).prop_map(Op::Wake),
+        (1..20_000u64).prop_map(Op::Wake),
         Just(Op::Sleep),
         Just(Op::Still),
         (any::<bool>(), 0..2000u64).prop_map(|(is_keyframe, age_ms)| Op::Unit { is_keyframe, age_ms }),
@@ -285,8 +302,10 @@ struct World {
     running: bool,
     on: bool,
     watching: usize,
-    /// The end of the longest wake that was accepted and not ended.
+    /// The end of what holds it, as long as no picture comes.
     held_until: Option<Instant>,
+    /// The longest time that was asked for since the last picture, and the end of those before.
+    awaited: Option<(Duration, Option<Instant>)>,
     waiting: Vec<(u64, Instant)>,
     asked: u64,
     switched_at: Option<Instant>,
@@ -302,6 +321,7 @@ impl World {
             on: true,
             watching: 0,
             held_until: None,
+            awaited: None,
             waiting: Vec::new(),
             asked: 0,
             switched_at: None,
@@ -323,11 +343,13 @@ impl World {
             }
             Op::Watch | Op::Unwatch => {}
             Op::Wake(ms) => {
-                let until = now + Duration::from_millis(ms);
-                let outcome = self.camera.trigger(Action::Wake { ttl: until - now }, id("w"), now);
+                let ttl = Duration::from_millis(ms);
+                let outcome = self.camera.trigger(Action::Wake { ttl }, id("w"), now);
                 assert_eq!(outcome.is_ok(), self.on);
                 if self.on {
-                    self.held_until = self.held_until.max(Some(until));
+                    let (longest, before) = self.awaited.unwrap_or((ttl, self.held_until));
+                    self.awaited = Some((ttl.max(longest), before));
+                    self.held_until = self.held_until.max(Some(now + ttl.max(OPENS_WITHIN)));
                 }
             }
             Op::Sleep => self.camera.trigger(Action::Sleep, None, now).unwrap(),
@@ -338,9 +360,12 @@ impl World {
             }
             Op::Unit { is_keyframe, age_ms } => {
                 let captured_at = now - Duration::from_millis(age_ms);
-                let shown = self.camera.handle_unit(&AccessUnit { is_keyframe, ..keyframe(captured_at) });
+                let shown = self.camera.handle_unit(&AccessUnit { is_keyframe, ..keyframe(captured_at) }, now);
                 let is_of_now = self.switched_at.is_none_or(|at| captured_at >= at);
                 assert_eq!(shown, self.on && is_of_now);
+                if let Some((ttl, before)) = self.awaited.take_if(|_| shown) {
+                    self.held_until = before.max(Some(now + ttl));
+                }
             }
             Op::Lost => {
                 self.camera.handle_lost("unplugged");
@@ -391,6 +416,7 @@ impl World {
                 }
                 Told::Event(Event { happening: Happening::Asleep, .. }) => {
                     assert!(self.held_until.take().is_some(), "nothing held it");
+                    self.awaited = None;
                 }
                 Told::Event(Event { happening: Happening::Woken, .. }) => assert!(self.held_until.is_some()),
                 Told::Switched { on } => self.on = on,

@@ -261,8 +261,8 @@ impl Sessions {
     }
 
     /// A camera gave a picture. False: it may not be shown to anybody.
-    pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit) -> bool {
-        self.change(camera, |camera| camera.handle_unit(unit)).unwrap_or(false)
+    pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit, now: Instant) -> bool {
+        self.change(camera, |camera| camera.handle_unit(unit, now)).unwrap_or(false)
     }
 
     /// The camera failed; its viewers stay and are told.

@@ -17,7 +17,7 @@ pub struct Trigger {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Open the camera and keep it open for `ttl`, so that whoever comes sees a picture at once.
+    /// Open the camera and keep it open for `ttl` from its first picture on, so that whoever comes sees a picture at once.
     Wake { ttl: Duration },
     /// No need to keep it open any longer. Viewers are not touched.
     Sleep,
