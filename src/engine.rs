@@ -181,7 +181,7 @@ impl Rim {
         match &status.state {
             CameraState::BackingOff { error, .. } => publisher.handle_camera_lost(camera, error, now(), send),
             CameraState::Running => publisher.handle_camera_back(camera, now(), send),
-            CameraState::Idle | CameraState::Opening => {}
+            CameraState::Idle | CameraState::Opening => publisher.handle_camera_closed(camera),
         }
     }
 

@@ -210,8 +210,13 @@ impl Publisher {
     }
 
     pub fn handle_camera_back(&mut self, camera: &CameraId, now: Instant, send: Sender<'_>) {
-        self.sessions.handle_camera_back(camera);
+        self.sessions.handle_camera_back(camera, now);
         self.carry_out(now, send);
+    }
+
+    /// The camera is closed, or only about to be opened.
+    pub fn handle_camera_closed(&mut self, camera: &CameraId) {
+        self.sessions.handle_camera_closed(camera);
     }
 
     pub fn handle_timeout(&mut self, now: Instant, send: Sender<'_>) {

@@ -53,6 +53,8 @@ pub(super) struct Camera {
     pub(super) viewers: usize,
     /// Those of them whose offer was answered.
     watching: usize,
+    /// Its source is open, so everybody is told.
+    is_open: bool,
     /// Why it delivers nothing, while it does not.
     lost: Option<String>,
     demand: Demand,
@@ -85,6 +87,8 @@ struct Wake {
 struct Awaited {
     ttl: Duration,
     give_up_at: Instant,
+    /// It came, but the camera is not known to be open yet.
+    has_picture: bool,
 }
 
 #[derive(Debug)]
@@ -101,6 +105,7 @@ impl Camera {
             settings,
             viewers: 0,
             watching: 0,
+            is_open: false,
             lost: None,
             demand,
             keyframe_gap,
@@ -150,7 +155,7 @@ impl Camera {
             Action::Wake { ttl } => {
                 self.check_on()?;
                 let ttl = ttl.min(Action::LONGEST_TTL);
-                let awaited = Awaited { ttl, give_up_at: now + ttl.max(OPENS_WITHIN) };
+                let awaited = Awaited { ttl, give_up_at: now + ttl.max(OPENS_WITHIN), has_picture: false };
                 self.wake = Some(match self.wake.take() {
                     Some(wake) => wake.joined_by(id, awaited),
                     None => Wake { id, until: now, awaited: Some(awaited) },
@@ -209,11 +214,9 @@ impl Camera {
         if self.demand.off || self.shows_from.is_some_and(|from| unit.captured_at < from) {
             return false;
         }
-        if let Some(wake) = &mut self.wake
-            && let Some(awaited) = wake.awaited.take()
-        {
-            wake.until = wake.until.max(now + awaited.ttl);
-            self.happened(Happening::Woken);
+        if let Some(awaited) = self.wake.as_mut().and_then(|wake| wake.awaited.as_mut()) {
+            awaited.has_picture = true;
+            self.note_woken(now);
         }
         if unit.is_keyframe && !self.stills.is_empty() {
             for Still { still, id, .. } in std::mem::take(&mut self.stills) {
@@ -227,6 +230,7 @@ impl Camera {
 
     /// It failed. True: that is news.
     pub(super) fn handle_lost(&mut self, reason: &str) -> bool {
+        self.is_open = false;
         // Of a camera that is not wanted any more, this is old news.
         if !self.demand.running || self.lost.is_some() {
             return false;
@@ -239,12 +243,19 @@ impl Camera {
     }
 
     /// It delivers. True: that is news.
-    pub(super) fn handle_back(&mut self) -> bool {
+    pub(super) fn handle_back(&mut self, now: Instant) -> bool {
+        self.is_open = true;
         let is_news = self.lost.take().is_some();
         if is_news {
             self.happened(Happening::CameraBack);
         }
+        self.note_woken(now);
         is_news
+    }
+
+    /// Its source is closed, or only about to be opened.
+    pub(super) fn handle_closed(&mut self) {
+        self.is_open = false;
     }
 
     /// Raises the demand's keyframe count, or puts it off when the last was less than a gap ago.
@@ -314,6 +325,15 @@ impl Camera {
         }
     }
 
+    fn note_woken(&mut self, now: Instant) {
+        if let Some(wake) = &mut self.wake
+            && let Some(awaited) = wake.awaited.take_if(|awaited| awaited.has_picture && self.is_open)
+        {
+            wake.until = wake.until.max(now + awaited.ttl);
+            self.happened(Happening::Woken);
+        }
+    }
+
     fn end_stills(&mut self, reason: &RejectReason) {
         for Still { still, .. } in std::mem::take(&mut self.stills) {
             self.told.push_back(Told::Still { still, outcome: Err(reason.clone()) });
@@ -348,6 +368,7 @@ impl Wake {
         let awaited = self.awaited.map_or(newest, |awaited| Awaited {
             ttl: awaited.ttl.max(newest.ttl),
             give_up_at: awaited.give_up_at.max(newest.give_up_at),
+            has_picture: false,
         });
         Self { id, awaited: Some(awaited), ..self }
     }

@@ -14,6 +14,13 @@ fn camera() -> Camera {
     Camera::new(settings, true, GAP)
 }
 
+/// One whose source is open; its linger may keep it so.
+fn open_camera(now: Instant) -> Camera {
+    let mut camera = camera();
+    camera.handle_back(now);
+    camera
+}
+
 fn keyframe(captured_at: Instant) -> AccessUnit {
     AccessUnit { captured_at, is_keyframe: true, data: Bytes::from_static(b"a keyframe") }
 }
@@ -63,6 +70,8 @@ fn a_trigger_opens_the_camera_and_is_told_of_the_first_picture_and_of_the_end() 
     wake(&mut camera, "bell", MINUTE, now);
     assert!(matches!(demands(&mut camera)[..], [Demand { running: true, keyframe: 1, .. }]));
     picture_comes(&mut camera, now);
+    assert_eq!(events(&mut camera), [], "who looks now finds it still opening");
+    camera.handle_back(now);
     picture_comes(&mut camera, now);
     assert_eq!(events(&mut camera), [("bell".into(), Happening::Woken)]);
     assert_eq!(camera.poll_timeout(), Some(now + MINUTE));
@@ -74,7 +83,8 @@ fn a_trigger_opens_the_camera_and_is_told_of_the_first_picture_and_of_the_end() 
 
 #[test]
 fn a_triggers_time_begins_with_the_picture_but_is_not_waited_for_without_end() {
-    let (mut camera, now) = (camera(), Instant::now());
+    let now = Instant::now();
+    let mut camera = open_camera(now);
     let second = Duration::from_secs(1);
     wake(&mut camera, "bell", second, now);
     picture_comes(&mut camera, now + second * 8);
@@ -87,7 +97,8 @@ fn a_triggers_time_begins_with_the_picture_but_is_not_waited_for_without_end() {
 
 #[test]
 fn of_several_triggers_the_longest_holds_and_the_newest_is_named() {
-    let (mut camera, now) = (camera(), Instant::now());
+    let now = Instant::now();
+    let mut camera = open_camera(now);
     wake(&mut camera, "bell", MINUTE, now);
     picture_comes(&mut camera, now);
     wake(&mut camera, "sensor", MINUTE / 60, now);
@@ -207,8 +218,8 @@ fn a_camera_that_fails_and_comes_back_is_told_of_without_any_viewer() {
     wake(&mut camera, "bell", MINUTE, now);
     camera.handle_lost("unplugged");
     camera.handle_lost("unplugged");
-    camera.handle_back();
-    camera.handle_back();
+    camera.handle_back(now);
+    camera.handle_back(now);
     let reason = "unplugged".into();
     let expected = [Happening::CameraLost { reason }, Happening::CameraBack].map(|what| ("bell".into(), what));
     assert_eq!(events(&mut camera), expected);
@@ -304,8 +315,9 @@ struct World {
     watching: usize,
     /// The end of what holds it, as long as no picture comes.
     held_until: Option<Instant>,
-    /// The longest time that was asked for since the last picture, and the end of those before.
-    awaited: Option<(Duration, Option<Instant>)>,
+    /// The longest time that was asked for since the last picture, the end of those before, and whether a picture came.
+    awaited: Option<(Duration, Option<Instant>, bool)>,
+    is_open: bool,
     waiting: Vec<(u64, Instant)>,
     asked: u64,
     switched_at: Option<Instant>,
@@ -322,6 +334,7 @@ impl World {
             watching: 0,
             held_until: None,
             awaited: None,
+            is_open: false,
             waiting: Vec::new(),
             asked: 0,
             switched_at: None,
@@ -347,8 +360,8 @@ impl World {
                 let outcome = self.camera.trigger(Action::Wake { ttl }, id("w"), now);
                 assert_eq!(outcome.is_ok(), self.on);
                 if self.on {
-                    let (longest, before) = self.awaited.unwrap_or((ttl, self.held_until));
-                    self.awaited = Some((ttl.max(longest), before));
+                    let (longest, before, _) = self.awaited.unwrap_or((ttl, self.held_until, false));
+                    self.awaited = Some((ttl.max(longest), before, false));
                     self.held_until = self.held_until.max(Some(now + ttl.max(OPENS_WITHIN)));
                 }
             }
@@ -363,15 +376,19 @@ impl World {
                 let shown = self.camera.handle_unit(&AccessUnit { is_keyframe, ..keyframe(captured_at) }, now);
                 let is_of_now = self.switched_at.is_none_or(|at| captured_at >= at);
                 assert_eq!(shown, self.on && is_of_now);
-                if let Some((ttl, before)) = self.awaited.take_if(|_| shown) {
-                    self.held_until = before.max(Some(now + ttl));
+                if let Some((_, _, has_picture)) = &mut self.awaited {
+                    *has_picture |= shown;
                 }
+                self.note_woken();
             }
             Op::Lost => {
+                self.is_open = false;
                 self.camera.handle_lost("unplugged");
             }
             Op::Back => {
-                self.camera.handle_back();
+                self.is_open = true;
+                self.camera.handle_back(now);
+                self.note_woken();
             }
             Op::KeyframeWanted if self.watching > 0 => self.camera.want_keyframe(now),
             Op::KeyframeWanted => {}
@@ -392,6 +409,12 @@ impl World {
         }
         self.listen();
         self.check();
+    }
+
+    fn note_woken(&mut self) {
+        if let Some((ttl, before, _)) = self.awaited.take_if(|(_, _, has_picture)| *has_picture && self.is_open) {
+            self.held_until = before.max(Some(self.now + ttl));
+        }
     }
 
     fn listen(&mut self) {

@@ -273,10 +273,15 @@ impl Sessions {
     }
 
     /// The camera delivers.
-    pub fn handle_camera_back(&mut self, camera: &CameraId) {
-        if self.change(camera, Camera::handle_back) == Some(true) {
+    pub fn handle_camera_back(&mut self, camera: &CameraId, now: Instant) {
+        if self.change(camera, |camera| camera.handle_back(now)) == Some(true) {
             self.notify(camera, &Notice::CameraBack);
         }
+    }
+
+    /// The camera is closed, or only about to be opened.
+    pub fn handle_camera_closed(&mut self, camera: &CameraId) {
+        self.change(camera, Camera::handle_closed);
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {

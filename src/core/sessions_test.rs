@@ -258,7 +258,7 @@ fn viewers_are_told_once_when_their_camera_goes_and_once_when_it_comes_back() {
         sessions.handle_camera_lost(&camera("front"), "unplugged");
     }
     for _ in 0..2 {
-        sessions.handle_camera_back(&camera("front"));
+        sessions.handle_camera_back(&camera("front"), now);
     }
     let outputs = drain(&mut sessions);
     let lost = Reply::Notice(Notice::CameraLost { reason: "unplugged".into() });
@@ -414,7 +414,7 @@ proptest! {
                 Op::FullOutbox(who) => sessions.handle_full_outbox(&viewer(&who.to_string()).client),
                 Op::NextOfferIsGood(good) => next_offer_is_good = good,
                 Op::Peer(session, event) => sessions.handle_peer(SessionId(session.into()), event, now),
-                Op::Camera(true) => sessions.handle_camera_back(&camera("front")),
+                Op::Camera(true) => sessions.handle_camera_back(&camera("front"), now),
                 Op::Camera(false) => sessions.handle_camera_lost(&camera("front"), "gone"),
                 Op::Wake(front) => {
                     let action = if front { Action::Wake { ttl: Duration::from_secs(5) } } else { Action::Sleep };

@@ -268,6 +268,10 @@ impl House {
         self.keyframes_captured += u64::from(is_keyframe);
         let unit = AccessUnit { captured_at: self.now, is_keyframe, data: picture(is_keyframe) };
         self.publisher.handle_unit(&front(), &unit, self.now, &mut |out| sent.push(out));
+        // A camera is said to be open after its first picture.
+        if self.captured == 1 {
+            self.publisher.handle_camera_back(&front(), self.now, &mut |out| sent.push(out));
+        }
     }
 
     fn carry_out(&mut self) {
