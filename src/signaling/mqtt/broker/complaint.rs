@@ -14,8 +14,28 @@ pub(in super::super) struct Complaint {
     pub(in super::super) words: String,
 }
 
-/// The device with this name has been thrown out by another.
-pub(super) const TAKEN_OVER: &str = "taken-over";
+const CLOSED: &str = "closed";
+const TAKEN_OVER: &str = "taken-over";
+const CUT_OFF_AGAIN: &str = "cut-off-again";
+
+impl Complaint {
+    /// The broker closed the connection and did not say why.
+    pub(super) fn is_without_words(&self) -> bool {
+        self.slug == CLOSED
+    }
+
+    /// The same again and again: what mosquitto does to the elder of two devices with one name, without a word.
+    pub(super) fn of_cut_off_again() -> Self {
+        let words = "the broker lets us in and soon closes the connection, again and again; if another device has this \
+                     device's name, give each its own [device] id, else see the broker's log";
+        Self { slug: CUT_OFF_AGAIN, words: words.into() }
+    }
+}
+
+/// Whether another device is after our name: it, too, connects again at once.
+pub(super) fn is_contended(complaint: &Complaint) -> bool {
+    [TAKEN_OVER, CUT_OFF_AGAIN].contains(&complaint.slug)
+}
 
 /// What the library says, as its owner can use it.
 pub(super) fn explain(error: &ConnectionError, was_connected: bool, settings: &MqttSettings) -> Complaint {
@@ -40,7 +60,7 @@ pub(super) fn explain(error: &ConnectionError, was_connected: bool, settings: &M
             complaint("silent", "the broker answers no pings any more".into())
         }
         ConnectionError::MqttState(StateError::ConnectionAborted) if was_connected => {
-            complaint("closed", "the broker closed the connection".into())
+            complaint(CLOSED, "the broker closed the connection".into())
         }
         ConnectionError::MqttState(StateError::ConnectionAborted) => complaint(
             "closed-at-once",
@@ -66,7 +86,7 @@ fn explain_io(error: &io::Error, MqttSettings { host, port, .. }: &MqttSettings)
         ErrorKind::ConnectionReset
         | ErrorKind::BrokenPipe
         | ErrorKind::UnexpectedEof
-        | ErrorKind::ConnectionAborted => ("closed", format!("the connection to {host} port {port} was cut")),
+        | ErrorKind::ConnectionAborted => (CLOSED, format!("the connection to {host} port {port} was cut")),
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
             ("unreachable", format!("there is no way to {host}; see this device's network"))
         }

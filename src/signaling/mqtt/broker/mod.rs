@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub(super) use self::complaint::Complaint;
-use self::complaint::{TAKEN_OVER, explain};
+use self::complaint::{explain, is_contended};
 use self::line::{Limits, Underway};
 pub(super) use self::line::{Line, Outgoing, REQUESTS, Unsent};
 use super::super::{clock, wire};
@@ -140,6 +140,8 @@ impl Dialer {
     async fn dial(&mut self) {
         let mut backoff = Backoff::default();
         let mut lost_at = clock();
+        // Connections in a row that were cut soon after they came up.
+        let mut cut_short = 0;
         loop {
             let (connected_at, end) = self.hold_one().await;
             self.ends.lines.send_replace(None);
@@ -152,7 +154,7 @@ impl Dialer {
                     self.told.complaint = None;
                 }
             }
-            let complaint = match end {
+            let mut complaint = match end {
                 End::HungUp => return,
                 End::Silent(words) => Complaint { slug: "silent", words: words.into() },
                 End::Failed(error) => {
@@ -160,6 +162,11 @@ impl Dialer {
                     explain(&error, connected_at.is_some(), &self.plan.settings)
                 }
             };
+            let was_short = connected_at.is_some_and(|since| now - since < HEALTHY_AFTER);
+            cut_short = if was_short && complaint.is_without_words() { cut_short + 1 } else { 0 };
+            if cut_short > 1 {
+                complaint = Complaint::of_cut_off_again();
+            }
             self.ends.counters.mqtt.failures.add(1);
             let pause = pause(&complaint, &mut backoff, now - lost_at, rand::random());
             self.tell(&complaint, pause);
@@ -349,7 +356,7 @@ impl Dialer {
 
 /// How long to wait: full jitter, so that a fleet does not come back in one stroke; soon while the broker is only restarted.
 fn pause(complaint: &Complaint, backoff: &mut Backoff, away: Duration, random: f64) -> Duration {
-    if complaint.slug == TAKEN_OVER {
+    if is_contended(complaint) {
         // The other device connects again at once; neither of us is to throw the other out every second.
         return Backoff::LONGEST.mul_f64(1.0 + random);
     }
