@@ -86,18 +86,25 @@ impl Line {
         Self { client, limits, flow: Arc::clone(&underway.flow), counters }
     }
 
+    /// Whether this broker takes a message of this size.
+    ///
+    /// # Errors
+    /// [`Unsent::TooLarge`].
+    pub(in super::super) fn fits(&self, message: &Outgoing) -> Result<(), Unsent> {
+        let Outgoing { topic, payload, correlation, is_still, .. } = message;
+        let ours = if *is_still { MAX_STILL } else { MAX_OUTGOING };
+        let limit = self.limits.max_packet.map_or(ours, |theirs| theirs.min(ours));
+        let size = topic.len() + payload.len() + correlation.as_ref().map_or(0, Bytes::len) + OVERHEAD;
+        if size > limit { Err(Unsent::TooLarge { size, limit }) } else { Ok(()) }
+    }
+
     /// Hands a message to the connection; never waits.
     ///
     /// # Errors
     /// It is full, or the message too large for this broker.
     pub(in super::super) fn try_publish(&self, message: &Outgoing) -> Result<(), Unsent> {
-        let Outgoing { topic, payload, retain, expiry, correlation, is_still } = message;
-        let ours = if *is_still { MAX_STILL } else { MAX_OUTGOING };
-        let limit = self.limits.max_packet.map_or(ours, |theirs| theirs.min(ours));
-        let size = topic.len() + payload.len() + correlation.as_ref().map_or(0, Bytes::len) + OVERHEAD;
-        if size > limit {
-            return Err(Unsent::TooLarge { size, limit });
-        }
+        self.fits(message)?;
+        let Outgoing { topic, payload, retain, expiry, correlation, is_still: _ } = message;
         let properties = PublishProperties {
             message_expiry_interval: expiry.map(|expiry| u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX)),
             correlation_data: correlation.clone(),
