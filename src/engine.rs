@@ -16,7 +16,7 @@ use crate::core::access_unit::AccessUnit;
 use crate::core::camera::{CameraState, CameraStatus, Demand};
 use crate::core::counters::{CameraCounters, ViewerCounters};
 use crate::core::demand::StillId;
-use crate::core::signal::{CameraId, ClientId, RejectReason, Reply, Response, Signal};
+use crate::core::signal::{CameraId, ClientId, LinkId, RejectReason, Reply, Response, Signal};
 use crate::core::trigger::Event;
 use crate::hub::{Delivery, Hub};
 use crate::net::{MediaSocket, Outgoing, ReadBuffer};
@@ -148,7 +148,7 @@ impl Rim {
             Inbound::Request { request, outbox } => {
                 // Those whose client is gone are swept out when a new one comes.
                 self.outboxes.retain(|_, outbox| !outbox.is_closed());
-                self.outboxes.insert(request.from.client.clone(), outbox);
+                self.outboxes.insert(owner(&request.from.client), outbox);
                 publisher.handle_request(request, now(), send);
             }
             Inbound::Left { client } => {
@@ -231,22 +231,33 @@ impl Rim {
 
     fn respond(&mut self, publisher: &mut Publisher, response: Response) {
         let client = response.to.client.clone();
-        let Some(outbox) = self.outboxes.get(&client) else { return };
+        let owner = owner(&client);
+        let Some(outbox) = self.outboxes.get(&owner) else { return };
         match outbox.try_send(response) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(response)) => {
                 debug!(link = ?client.link, reply = name(&response.reply), "nobody there to take it");
-                self.outboxes.remove(&client);
+                self.outboxes.remove(&owner);
                 let send = &mut |out| self.outgoing.send(&out, &self.socket);
                 publisher.handle_left(&client, now(), send);
             }
             Err(mpsc::error::TrySendError::Full(_)) => {
                 warn!(link = ?client.link, "a client does not take its messages; its sessions are closed");
-                self.outboxes.remove(&client);
+                if owner == client {
+                    self.outboxes.remove(&owner);
+                }
                 let send = &mut |out| self.outgoing.send(&out, &self.socket);
                 publisher.handle_full_outbox(&client, now(), send);
             }
         }
+    }
+}
+
+/// Whose outbox a client has. All clients behind the broker share their link's, and any number of them may come and go.
+fn owner(client: &ClientId) -> ClientId {
+    match client.link {
+        LinkId::WebSocket | LinkId::Whep => client.clone(),
+        LinkId::Mqtt => ClientId { link: LinkId::Mqtt, name: "".into() },
     }
 }
 

@@ -40,7 +40,7 @@ const HOMES: [(&str, &[&str]); 20] = [
     ("ring", &["signaling/token.rs", "signaling/ice_servers.rs", "web/page.rs"]),
     ("axum", &["signaling/", "telemetry/", "web.rs", "web/", "http.rs"]),
     ("hyper", &["http.rs"]),
-    ("rumqttc", &["signaling/mqtt/broker.rs"]),
+    ("rumqttc", &["signaling/mqtt/broker/"]),
     ("rustls", &["signaling/mqtt/tls.rs"]),
     ("rustls_native_certs", &["signaling/mqtt/tls.rs"]),
     ("ureq", &["probe/"]),

@@ -6,8 +6,10 @@
 //! | `tls` | whom we trust, and how we prove ourselves |
 //! | `topics` | builds and reads topics |
 //! | `viewers` | the envelope on `rpc/<client>`: clients, their tokens and their rates |
-//! | `trigger` | what machines ask of a camera |
+//! | `machines` | triggers, stills and the privacy switch, from message to answer |
+//! | `trigger` | how a trigger is written, how often it may come, what it is answered |
 //! | `presence` | `info`, `state` and `event`, and when they are due |
+//! | `post` | what waits for room on the connection |
 //! | `retained` | what the broker keeps, sent anew on every connection |
 //! | `home_assistant` | discovery |
 //! | `forget` | takes back what the broker keeps |
@@ -18,6 +20,8 @@
 mod broker;
 mod forget;
 mod home_assistant;
+mod machines;
+mod post;
 mod presence;
 mod retained;
 mod tls;
@@ -27,31 +31,31 @@ mod viewers;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{sleep_until, timeout};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt, StreamMap};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{trace, warn};
 
 use self::broker::{Ends, Incoming, Line, Outgoing, Plan, REQUESTS, Unsent};
 pub use self::forget::{ForgetError, forget};
+use self::machines::Outcome;
+use self::post::Post;
 use self::presence::Schedule;
 use self::retained::Retained;
 pub use self::tls::{ClientPem, Tls, TlsError, is_host};
 pub use self::topics::{MAX_PREFIX_LEVELS, is_prefix};
 use self::topics::{Purpose, Topics};
-use self::trigger::{Ask, Paces, Refusal, What};
+use self::trigger::Paces;
 use self::viewers::{ReplyTo, Verdict, Viewers};
 use super::{Inbound, Links, Outbox, clock, wall_clock};
-use crate::core::access_unit::AccessUnit;
 use crate::core::counters::MqttDrop;
 use crate::core::pace::{Pace, Rate};
-use crate::core::signal::{CameraId, Correlation, RejectReason, Reply, Request, Response};
-use crate::core::trigger::{Event, Trigger};
+use crate::core::signal::{CameraId, RejectReason, Reply, Request, Response};
+use crate::core::trigger::Event;
 
 /// Responses to all clients of the broker that may wait for the link.
 const OUTBOX: usize = 256;
@@ -63,8 +67,6 @@ const OUTCOMES: usize = 32;
 const EXPIRY: Duration = Duration::from_secs(30);
 /// Part of the queue to the broker that retained topics leave to what cannot wait.
 const RESERVED: usize = REQUESTS / 2;
-/// Triggers and switches of all cameras together: a flood of them must not reach the engine.
-const TRIGGERS: Rate = Rate::new(Duration::from_millis(10), 200);
 /// When the device stops: for the broker to take our last words, then for the connection to close.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -146,7 +148,7 @@ pub async fn run(links: Arc<Links>, settings: MqttSettings) {
             () = link.has_room() => {}
             () = sleep_until(link.schedule.poll_timeout().into()) => link.handle_timeout(),
         }
-        link.send_retained();
+        link.send_waiting();
     }
     // The engine has ended before its links: its last words are all here.
     while let Ok(response) = responses.try_recv() {
@@ -179,18 +181,9 @@ struct Link {
     triggers_total: Pace,
     schedule: Schedule,
     retained: Retained,
+    post: Post,
     outbox: Outbox,
     outcomes: mpsc::Sender<Outcome>,
-}
-
-/// What became of a trigger or a switch, once the engine has decided.
-struct Outcome {
-    camera: CameraId,
-    id: Correlation,
-    /// `wake`, `still`, `sleep`, `switch`.
-    what: &'static str,
-    to: Option<ReplyTo>,
-    outcome: Result<Option<Bytes>, Refusal>,
 }
 
 impl Link {
@@ -210,6 +203,7 @@ impl Link {
             triggers_total: Pace::new(now),
             schedule: Schedule::new(links.cameras.len(), now),
             retained: Retained::default(),
+            post: Post::default(),
             line: None,
             links,
             topics,
@@ -224,6 +218,8 @@ impl Link {
     /// A connection came up, or went.
     fn handle_line(&mut self, line: Option<Line>) {
         self.line = line;
+        let lost = self.post.clear();
+        self.links.counters.mqtt.messages_dropped[MqttDrop::Away as usize].add(lost as u64);
         if self.line.is_some() {
             self.describe();
             self.retained.send_all_again(&self.topics.status());
@@ -302,153 +298,6 @@ impl Link {
         self.say(to, text);
     }
 
-    fn handle_trigger(&mut self, camera: CameraId, message: &Incoming, now: Instant) {
-        let to = self.answer_to(message);
-        let parsed = self.admit_trigger(&camera, message, now).map_err(|refusal| (None, refusal));
-        let Ask { id, what, reason } = match parsed.and_then(|()| trigger::parse(&message.payload, wall_clock())) {
-            Ok(ask) => ask,
-            Err((id, refusal)) => return self.refuse(camera, id, to, &refusal),
-        };
-        info!(%camera, trigger = id.as_deref(), action = what.slug(), reason, "triggered");
-        match what {
-            What::Camera(action) => {
-                let trigger = Trigger { camera: camera.clone(), id: id.clone(), action };
-                let (reply, decided) = oneshot::channel();
-                let asked = self.ask_engine(Inbound::Trigger { trigger, reply });
-                self.await_engine(camera, id, what.slug(), to, asked, decided);
-            }
-            What::Still => {
-                let (reply, unit) = oneshot::channel();
-                match self.ask_engine(Inbound::Still { camera: camera.clone(), id: id.clone(), reply }) {
-                    Ok(()) => self.await_still(camera, id, to, unit),
-                    Err(reason) => self.refuse(camera, id, to, &reason.into()),
-                }
-            }
-        }
-    }
-
-    fn handle_switch(&mut self, camera: CameraId, message: &Incoming, now: Instant) {
-        let to = self.answer_to(message);
-        let word = trigger::parse_switch(&message.payload);
-        let admitted = match (message.retained, &word) {
-            (true, _) => Err(Refusal::Retained),
-            // Privacy is never told to wait.
-            (false, Ok(false)) if self.links.camera(&camera).is_some() => Ok(()),
-            (false, _) => self.admit_trigger(&camera, message, now),
-        };
-        let on = match admitted.and(word) {
-            Ok(on) => on,
-            Err(refusal) => return self.refuse(camera, None, to, &refusal),
-        };
-        let (reply, decided) = oneshot::channel();
-        let asked = self.ask_engine(Inbound::Switch { camera: camera.clone(), on, id: None, reply });
-        self.await_engine(camera, None, "switch", to, asked, decided);
-    }
-
-    fn admit_trigger(&mut self, camera: &CameraId, message: &Incoming, now: Instant) -> Result<(), Refusal> {
-        if message.retained {
-            return Err(Refusal::Retained);
-        }
-        let wait = self.triggers_total.wait(TRIGGERS, now);
-        if !wait.is_zero() {
-            return Err(Refusal::RateLimited(wait));
-        }
-        self.triggers_total.count(TRIGGERS, now);
-        self.triggers.check(camera, now)
-    }
-
-    /// Where the sender wants its answer, if that is a place for answers.
-    fn answer_to(&self, message: &Incoming) -> Option<ReplyTo> {
-        let topic = message.response_topic.clone().filter(|topic| self.topics.is_response_topic(topic))?;
-        Some(ReplyTo { topic, correlation: message.correlation.clone() })
-    }
-
-    fn await_engine(
-        &mut self,
-        camera: CameraId,
-        id: Correlation,
-        what: &'static str,
-        to: Option<ReplyTo>,
-        asked: Result<(), RejectReason>,
-        decided: oneshot::Receiver<Result<(), RejectReason>>,
-    ) {
-        if let Err(reason) = asked {
-            return self.refuse(camera, id, to, &reason.into());
-        }
-        let outcomes = self.outcomes.clone();
-        self.links.tasks.spawn(async move {
-            let outcome =
-                decided.await.unwrap_or(Err(RejectReason::ShuttingDown)).map(|()| None).map_err(Refusal::from);
-            let _stopped = outcomes.send(Outcome { camera, id, what, to, outcome }).await;
-        });
-    }
-
-    fn await_still(
-        &self,
-        camera: CameraId,
-        id: Correlation,
-        to: Option<ReplyTo>,
-        unit: oneshot::Receiver<Result<AccessUnit, RejectReason>>,
-    ) {
-        let outcomes = self.outcomes.clone();
-        let links = Arc::clone(&self.links);
-        self.links.tasks.spawn(async move {
-            let outcome = match unit.await.unwrap_or(Err(RejectReason::ShuttingDown)) {
-                Ok(unit) => {
-                    let make_jpeg = Arc::clone(&links.make_jpeg);
-                    let made = links.tasks.spawn_blocking(move || make_jpeg(unit)).await;
-                    match made {
-                        Ok(Ok(jpeg)) => Ok(Some(jpeg)),
-                        Ok(Err(why)) => Err(Refusal::NoPicture(why)),
-                        Err(_) => Err(Refusal::NoPicture("the decoder failed".into())),
-                    }
-                }
-                Err(reason) => Err(reason.into()),
-            };
-            let _stopped = outcomes.send(Outcome { camera, id, what: What::Still.slug(), to, outcome }).await;
-        });
-    }
-
-    fn handle_outcome(&mut self, Outcome { camera, id, what, to, outcome }: Outcome) {
-        let outcome = outcome.and_then(|jpeg| match jpeg {
-            Some(jpeg) => self.publish_still(&camera, jpeg),
-            None => Ok(()),
-        });
-        match outcome {
-            Ok(()) => {
-                if let Some(to) = to {
-                    self.say(to, trigger::done(&id, &camera, what));
-                }
-            }
-            Err(refusal) => self.refuse(camera, id, to, &refusal),
-        }
-    }
-
-    fn publish_still(&mut self, camera: &CameraId, jpeg: Bytes) -> Result<(), Refusal> {
-        let still = Outgoing { topic: self.topics.still(camera), payload: jpeg, is_still: true, ..Outgoing::default() };
-        match self.publish(&still) {
-            Ok(()) => Ok(()),
-            Err(Some(unsent @ Unsent::TooLarge { .. })) => Err(Refusal::Unsent(unsent.to_string())),
-            Err(_) => Err(Refusal::Busy(BUSY_FOR)),
-        }
-    }
-
-    /// Says why a trigger is not followed: to the sender, and on `event` for those who can only listen there.
-    fn refuse(&mut self, camera: CameraId, id: Correlation, to: Option<ReplyTo>, refusal: &Refusal) {
-        self.drop(match refusal {
-            Refusal::Retained => MqttDrop::Retained,
-            Refusal::RateLimited(_) => MqttDrop::RateLimited,
-            _ => MqttDrop::Refused,
-        });
-        debug!(%camera, trigger = id.as_deref(), code = refusal.slug(), "a trigger is not followed");
-        if self.triggers.may_tell(&camera, clock()) {
-            if let Some(to) = to {
-                self.say(to, trigger::error(&id, refusal));
-            }
-            self.publish_event(&camera, presence::refused(&camera, &id, refusal, wall_clock()));
-        }
-    }
-
     fn handle_event(&mut self, event: Result<Event, broadcast::error::RecvError>) {
         match event {
             Ok(event) => {
@@ -467,7 +316,7 @@ impl Link {
 
     fn publish_event(&mut self, camera: &CameraId, text: String) {
         let event = Outgoing { topic: self.topics.event(camera), payload: text.into(), ..Outgoing::default() };
-        let _counted = self.publish(&event);
+        let _counted = self.publish(event);
     }
 
     fn handle_change(&mut self, camera: usize) {
@@ -487,26 +336,28 @@ impl Link {
     fn say(&mut self, to: ReplyTo, text: String) {
         let ReplyTo { topic, correlation } = to;
         let payload = text.into();
-        let _counted =
-            self.publish(&Outgoing { topic, payload, correlation, expiry: Some(EXPIRY), ..Outgoing::default() });
+        let message = Outgoing { topic, payload, correlation, expiry: Some(EXPIRY), ..Outgoing::default() };
+        let _counted = self.publish(message);
     }
 
-    /// Hands over what cannot wait; `None` as the reason: there is no connection.
-    fn publish(&self, message: &Outgoing) -> Result<(), Option<Unsent>> {
+    /// Hands a message over, or lets it wait for room; `None` as the reason: there is no connection.
+    fn publish(&mut self, message: Outgoing) -> Result<(), Option<Unsent>> {
         let Some(line) = &self.line else {
             self.drop(MqttDrop::Away);
             return Err(None);
         };
-        line.try_publish(message).map_err(|unsent| {
-            debug!(topic = message.topic, "not published: {unsent}");
+        let sent = self.post.send(message, line);
+        sent.map_err(|unsent| {
+            trace!(%unsent, "not published");
             self.drop(unsent.into());
             Some(unsent)
         })
     }
 
-    /// Hands over as much of what is retained as there is room for.
-    fn send_retained(&mut self) {
+    /// Hands over what waits, then as much of what is retained as leaves room for what comes next.
+    fn send_waiting(&mut self) {
         let Some(line) = &self.line else { return };
+        self.post.drain(line);
         while line.room() > RESERVED
             && let Some((topic, payload)) = self.retained.next()
         {
@@ -516,7 +367,7 @@ impl Link {
                 Ok(()) => self.retained.done(),
                 Err(Unsent::Full) => return,
                 Err(unsent @ Unsent::TooLarge { .. }) => {
-                    tracing::warn!(topic, "not published: {unsent}");
+                    warn!(topic, "not published: {unsent}");
                     self.links.counters.mqtt.dropped(MqttDrop::TooLarge);
                     self.retained.done();
                 }
@@ -524,10 +375,14 @@ impl Link {
         }
     }
 
-    /// Until more of what is retained can be handed over; for ever while nothing waits.
+    fn has_waiting(&self) -> bool {
+        self.retained.has_pending() || !self.post.is_empty()
+    }
+
+    /// Until more can be handed over; for ever while nothing waits.
     async fn has_room(&self) {
         match &self.line {
-            Some(line) if self.retained.has_pending() => line.moved().await,
+            Some(line) if self.has_waiting() => line.moved().await,
             _ => std::future::pending().await,
         }
     }
@@ -537,10 +392,10 @@ impl Link {
         self.retained.put(self.topics.status(), presence::STOPPED);
         let Some(line) = self.line.clone() else { return };
         let last_words = async {
-            self.send_retained();
-            while self.retained.has_pending() {
+            self.send_waiting();
+            while self.has_waiting() {
                 line.moved().await;
-                self.send_retained();
+                self.send_waiting();
             }
             line.settled().await;
         };
@@ -552,3 +407,7 @@ impl Link {
         self.links.counters.mqtt.dropped(reason);
     }
 }
+
+#[cfg(test)]
+#[path = "mqtt_test.rs"]
+mod tests;

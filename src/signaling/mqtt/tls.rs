@@ -9,6 +9,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, CertificateError, ClientConfig, Error, RootCertStore};
 
+use super::broker::Complaint;
+
 /// How to speak TLS with the broker. Its name is always checked against the certificate.
 #[derive(Clone)]
 pub struct Tls(Arc<ClientConfig>);
@@ -123,13 +125,6 @@ pub(super) fn explain(error: &io::Error) -> Option<Complaint> {
         },
         other => Complaint { slug: "tls", words: format!("TLS with the broker fails: {other}") },
     })
-}
-
-/// Why there is no connection: a stable word, and a sentence with the remedy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Complaint {
-    pub(super) slug: &'static str,
-    pub(super) words: String,
 }
 
 fn explain_certificate(problem: &CertificateError) -> Complaint {

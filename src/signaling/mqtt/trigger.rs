@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::super::wire::{self, Fault, Outgoing as Reply, VERSION};
+use crate::core::counters::MqttDrop;
 use crate::core::pace::{Pace, Rate};
 use crate::core::signal::{CameraId, Correlation, RejectReason};
 use crate::core::trigger::Action;
@@ -89,10 +90,15 @@ impl Refusal {
             Self::Retained => "retained",
             Self::RateLimited(_) => "rate-limited",
             Self::Busy(_) => "busy",
-            Self::NoPicture(_) => "no-picture",
+            Self::NoPicture(_) => "no-still",
             Self::Unsent(_) => "too-large",
             Self::Camera(reason) => reason.slug(),
         }
+    }
+
+    /// It was not even looked at.
+    pub(super) fn may_be_flood(&self) -> bool {
+        matches!(self, Self::RateLimited(_) | Self::Retained)
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -100,6 +106,16 @@ impl Refusal {
             Self::RateLimited(wait) | Self::Busy(wait) => Some(*wait),
             Self::Camera(reason) => reason.retry_after(),
             _ => None,
+        }
+    }
+}
+
+impl From<&Refusal> for MqttDrop {
+    fn from(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Retained => Self::Retained,
+            Refusal::RateLimited(_) => Self::RateLimited,
+            _ => Self::Refused,
         }
     }
 }
@@ -128,14 +144,24 @@ struct TriggerJson {
 pub(super) fn parse(payload: &[u8], wall: SystemTime) -> Result<Ask, (Correlation, Refusal)> {
     let json = (payload.len() <= wire::MAX_MESSAGE).then(|| wire::read::<TriggerJson>(payload)).flatten();
     let json = json.ok_or((None, Refusal::NotJson))?;
-    let id: Correlation = match &json.id {
-        Some(Field::Text(id)) if id.len() <= MAX_ID => Some(id.as_str().into()),
-        _ => None,
-    };
+    let id = json.id();
     json.read(&id, wall).map_err(|refusal| (id, refusal))
 }
 
+/// A trigger's id, as far as that can be read.
+pub(super) fn id(payload: &[u8]) -> Correlation {
+    let json = (payload.len() <= wire::MAX_MESSAGE).then(|| wire::read::<TriggerJson>(payload)).flatten();
+    json.and_then(|json| json.id())
+}
+
 impl TriggerJson {
+    fn id(&self) -> Correlation {
+        match &self.id {
+            Some(Field::Text(id)) if id.len() <= MAX_ID => Some(id.as_str().into()),
+            _ => None,
+        }
+    }
+
     fn read(self, id: &Correlation, wall: SystemTime) -> Result<Ask, Refusal> {
         let wrong = |field, problem| Err(Refusal::Field { field, problem });
         if !matches!(self.v, Some(Field::Whole(VERSION))) {

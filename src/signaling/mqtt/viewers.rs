@@ -145,6 +145,12 @@ impl Viewers {
         (to, wire::encode(&Reply::Response(response), bare))
     }
 
+    /// How many are remembered.
+    #[cfg(test)]
+    pub(super) fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
     /// A client that knows its place is checked before all together are: one that floods uses up its own share only.
     fn admit(&mut self, name: &str, now: Instant) -> Admission<'_> {
         let Self { clients, total, each, .. } = self;

@@ -4,39 +4,37 @@
 //! itself. Every attempt gets an event loop of its own: nothing of a dead connection (packet ids, half-sent messages, topic
 //! aliases) reaches the next one. Writers use [`Line::try_publish`], which never waits.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+mod complaint;
+mod line;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, Packet, PubAck, PubAckReason, Publish,
-    PublishProperties, RetainForwardRule, SubAck, SubscribeReasonCode,
+    ConnAck, ConnectReturnCode, Filter, LastWill, Packet, PubAck, PubAckReason, Publish, RetainForwardRule, SubAck,
+    SubscribeReasonCode,
 };
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError, TlsError};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions};
 use rumqttc::{NetworkOptions, Outgoing as Sent, TlsConfiguration, Transport};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::super::clock;
-use super::super::wire;
+pub(super) use self::complaint::Complaint;
+use self::complaint::{explain, is_contended};
+use self::line::{Limits, Underway};
+pub(super) use self::line::{Line, Outgoing, REQUESTS, Unsent};
+use super::super::{clock, wire};
 use super::MqttSettings;
-use super::tls::{self, Complaint};
 use crate::core::backoff::Backoff;
 use crate::core::counters::{LinkCounters, MqttDrop};
 
 /// A message of ours with the topic and properties around it. Brokers drop larger ones for us (MQTT 5, section 3.1.2.11.4).
 const MAX_INCOMING: u32 = wire::MAX_MESSAGE as u32 + 4096;
-/// What we send at most, pictures apart; beyond a topic, properties and a packet's head.
-const MAX_OUTGOING: usize = wire::MAX_MESSAGE + 4096;
-/// A still may be larger than a message.
-const MAX_STILL: usize = 1024 * 1024;
-/// What a packet has besides topic, payload and correlation: its head, lengths, expiry.
-const OVERHEAD: usize = 64;
 
 /// A dead connection is seen after two of these.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -51,8 +49,6 @@ const SHORT_OUTAGE: Duration = Duration::from_secs(120);
 const LONGEST_AT_FIRST: Duration = Duration::from_secs(5);
 const LEAST_PAUSE: Duration = Duration::from_millis(250);
 
-/// Requests that may wait for the event loop.
-pub(super) const REQUESTS: usize = 64;
 /// Publications the broker has not acknowledged yet. The library keeps a slot for each.
 const IN_FLIGHT: u16 = 64;
 /// Events handled before others get their turn.
@@ -70,37 +66,6 @@ pub(super) struct Incoming {
     pub(super) correlation: Option<Bytes>,
 }
 
-/// What we publish.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Outgoing {
-    pub(super) topic: String,
-    pub(super) payload: Bytes,
-    pub(super) retain: bool,
-    /// After which the broker forgets it.
-    pub(super) expiry: Option<Duration>,
-    pub(super) correlation: Option<Bytes>,
-    /// A picture, which may be larger.
-    pub(super) is_still: bool,
-}
-
-/// Why something was not published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unsent {
-    #[error("the broker does not take messages as fast as they come")]
-    Full,
-    #[error("{size} bytes are more than the {limit} that the broker takes")]
-    TooLarge { size: usize, limit: usize },
-}
-
-impl From<Unsent> for MqttDrop {
-    fn from(unsent: Unsent) -> Self {
-        match unsent {
-            Unsent::Full => Self::Full,
-            Unsent::TooLarge { .. } => Self::TooLarge,
-        }
-    }
-}
-
 /// What to say and hear on every connection.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -111,112 +76,6 @@ pub(super) struct Plan {
     pub(super) filters: Vec<String>,
     /// Messages kept by the broker are wanted too.
     pub(super) wants_retained: bool,
-}
-
-/// A connection that is up and subscribed.
-#[derive(Clone)]
-pub(super) struct Line {
-    client: AsyncClient,
-    limits: Limits,
-    flow: Arc<Flow>,
-    counters: Arc<LinkCounters>,
-}
-
-/// What this broker takes (MQTT 5, section 3.2.2.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limits {
-    max_packet: Option<usize>,
-    qos: QoS,
-    retain: bool,
-}
-
-/// What is on its way to the broker.
-#[derive(Default)]
-struct Flow {
-    queued: AtomicUsize,
-    unacked: AtomicUsize,
-    moved: Notify,
-    /// The topics of what is queued, in order, so that a refusal can be told by its topic.
-    topics: Mutex<VecDeque<String>>,
-}
-
-impl Line {
-    /// Hands a message to the connection; never waits.
-    ///
-    /// # Errors
-    /// It is full, or the message too large for this broker.
-    pub(super) fn try_publish(&self, message: &Outgoing) -> Result<(), Unsent> {
-        let Outgoing { topic, payload, retain, expiry, correlation, is_still } = message;
-        let ours = if *is_still { MAX_STILL } else { MAX_OUTGOING };
-        let limit = self.limits.max_packet.map_or(ours, |theirs| theirs.min(ours));
-        let size = topic.len() + payload.len() + correlation.as_ref().map_or(0, Bytes::len) + OVERHEAD;
-        if size > limit {
-            return Err(Unsent::TooLarge { size, limit });
-        }
-        let properties = PublishProperties {
-            message_expiry_interval: expiry.map(|expiry| u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX)),
-            correlation_data: correlation.clone(),
-            ..PublishProperties::default()
-        };
-        let retain = *retain && self.limits.retain;
-        self.flow.add(topic, self.limits.qos);
-        let outcome = self.client.try_publish_with_properties(
-            topic.as_str(),
-            self.limits.qos,
-            retain,
-            payload.clone(),
-            properties,
-        );
-        if outcome.is_err() {
-            self.flow.take_back(self.limits.qos);
-            return Err(Unsent::Full);
-        }
-        self.counters.mqtt.messages_sent.add(1);
-        Ok(())
-    }
-
-    /// Messages that can be handed over at once.
-    pub(super) fn room(&self) -> usize {
-        REQUESTS.saturating_sub(self.flow.queued.load(Ordering::Acquire))
-    }
-
-    /// Until something has left the queue.
-    pub(super) async fn moved(&self) {
-        self.flow.moved.notified().await;
-    }
-
-    /// Until the broker has acknowledged everything.
-    pub(super) async fn settled(&self) {
-        while self.flow.queued.load(Ordering::Acquire) + self.flow.unacked.load(Ordering::Acquire) > 0 {
-            self.moved().await;
-        }
-    }
-
-    /// Says goodbye to the broker, so that it keeps the will to itself.
-    pub(super) fn hang_up(&self) {
-        // A full queue means a broker that takes nothing: the connection is cut instead.
-        let _ = self.client.try_disconnect();
-    }
-}
-
-impl Flow {
-    fn add(&self, topic: &str, qos: QoS) {
-        self.queued.fetch_add(1, Ordering::AcqRel);
-        if qos != QoS::AtMostOnce {
-            self.topics().push_back(topic.to_owned());
-        }
-    }
-
-    fn take_back(&self, qos: QoS) {
-        self.queued.fetch_sub(1, Ordering::AcqRel);
-        if qos != QoS::AtMostOnce {
-            self.topics().pop_back();
-        }
-    }
-
-    fn topics(&self) -> std::sync::MutexGuard<'_, VecDeque<String>> {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The ends of the connection's task.
@@ -281,6 +140,8 @@ impl Dialer {
     async fn dial(&mut self) {
         let mut backoff = Backoff::default();
         let mut lost_at = clock();
+        // Connections in a row that were cut soon after they came up.
+        let mut cut_short = 0;
         loop {
             let (connected_at, end) = self.hold_one().await;
             self.ends.lines.send_replace(None);
@@ -293,7 +154,7 @@ impl Dialer {
                     self.told.complaint = None;
                 }
             }
-            let complaint = match end {
+            let mut complaint = match end {
                 End::HungUp => return,
                 End::Silent(words) => Complaint { slug: "silent", words: words.into() },
                 End::Failed(error) => {
@@ -301,6 +162,11 @@ impl Dialer {
                     explain(&error, connected_at.is_some(), &self.plan.settings)
                 }
             };
+            let was_short = connected_at.is_some_and(|since| now - since < HEALTHY_AFTER);
+            cut_short = if was_short && complaint.is_without_words() { cut_short + 1 } else { 0 };
+            if cut_short > 1 {
+                complaint = Complaint::of_cut_off_again();
+            }
             self.ends.counters.mqtt.failures.add(1);
             let pause = pause(&complaint, &mut backoff, now - lost_at, rand::random());
             self.tell(&complaint, pause);
@@ -313,8 +179,7 @@ impl Dialer {
         let (client, mut events) = AsyncClient::new(self.options(), REQUESTS);
         // Nothing is in the queue yet, so there is room.
         let _ = client.try_subscribe_many(self.filters());
-        let flow = Arc::<Flow>::default();
-        let mut talk = Talk { flow: Arc::clone(&flow), unacked: HashMap::new() };
+        let mut underway = Underway::default();
         let mut limits = None;
         let mut connected_at = None;
         let mut handled = 0;
@@ -338,16 +203,15 @@ impl Dialer {
                     if let (Some(limits), None) = (limits, connected_at) {
                         connected_at = Some(clock());
                         let counters = Arc::clone(&self.ends.counters);
-                        let line = Line { client: client.clone(), limits, flow: Arc::clone(&flow), counters };
-                        self.connected(line);
+                        self.connected(limits, Line::new(client.clone(), limits, &underway, counters));
                     }
                 }
-                Event::Incoming(Packet::PubAck(ack)) => self.acknowledged(&ack, talk.acknowledged(ack.pkid)),
-                Event::Outgoing(Sent::Publish(id)) => talk.sent(id, events.state.inflight()),
+                Event::Incoming(Packet::PubAck(ack)) => self.acknowledged(&ack, underway.acknowledged(ack.pkid)),
+                Event::Outgoing(Sent::Publish(id)) => underway.sent(id, events.state.inflight()),
                 Event::Outgoing(Sent::Disconnect) => return (connected_at, End::HungUp),
                 Event::Incoming(_) | Event::Outgoing(_) => {}
             }
-            talk.settle(events.state.inflight());
+            underway.settle(events.state.inflight());
             handled += 1;
             if handled % BATCH == 0 {
                 tokio::task::yield_now().await;
@@ -427,9 +291,9 @@ impl Dialer {
         self.told.filters = refused;
     }
 
-    fn connected(&mut self, line: Line) {
+    fn connected(&mut self, limits: Limits, line: Line) {
         let MqttSettings { host, port, .. } = &self.plan.settings;
-        if !line.limits.retain {
+        if !limits.retain {
             warn!("the MQTT broker keeps no messages: who connects later does not see that this device is online");
         }
         if !self.told.is_connected || self.told.complaint.is_some() {
@@ -490,158 +354,12 @@ impl Dialer {
     }
 }
 
-/// What one connection has sent and not been told of.
-struct Talk {
-    flow: Arc<Flow>,
-    /// The topics of publications by packet id.
-    unacked: HashMap<u16, String>,
-}
-
-impl Talk {
-    /// A publication has left the queue. It is counted as unacknowledged before it counts as gone.
-    fn sent(&mut self, id: u16, unacked: u16) {
-        if id != 0
-            && let Some(topic) = self.flow.topics().pop_front()
-        {
-            self.unacked.insert(id, topic);
-        }
-        self.flow.unacked.store(unacked.into(), Ordering::Release);
-        self.flow.queued.fetch_sub(1, Ordering::AcqRel);
-        self.flow.moved.notify_one();
-    }
-
-    fn acknowledged(&mut self, id: u16) -> Option<String> {
-        self.unacked.remove(&id)
-    }
-
-    fn settle(&self, unacked: u16) {
-        if self.flow.unacked.swap(unacked.into(), Ordering::AcqRel) != usize::from(unacked) {
-            self.flow.moved.notify_one();
-        }
-    }
-}
-
 /// How long to wait: full jitter, so that a fleet does not come back in one stroke; soon while the broker is only restarted.
 fn pause(complaint: &Complaint, backoff: &mut Backoff, away: Duration, random: f64) -> Duration {
-    if complaint.slug == TAKEN_OVER {
+    if is_contended(complaint) {
         // The other device connects again at once; neither of us is to throw the other out every second.
         return Backoff::LONGEST.mul_f64(1.0 + random);
     }
     let longest = if away < SHORT_OUTAGE { LONGEST_AT_FIRST } else { Backoff::LONGEST };
     backoff.next(1.0).min(longest).mul_f64(random).max(LEAST_PAUSE)
-}
-
-const TAKEN_OVER: &str = "taken-over";
-
-/// Why there is no connection, and the remedy.
-fn explain(error: &ConnectionError, was_connected: bool, settings: &MqttSettings) -> Complaint {
-    let MqttSettings { host, port, tls, .. } = settings;
-    let complaint = |slug, words: String| Complaint { slug, words };
-    match error {
-        ConnectionError::Timeout(_) => complaint(
-            "no-answer",
-            format!("{host} port {port} does not answer; see that url is right and that no firewall is between"),
-        ),
-        ConnectionError::Io(error) | ConnectionError::Tls(TlsError::Io(error)) => {
-            tls::explain(error).unwrap_or_else(|| explain_io(error, settings))
-        }
-        ConnectionError::MqttState(StateError::Io(error)) => {
-            tls::explain(error).unwrap_or_else(|| explain_io(error, settings))
-        }
-        ConnectionError::ConnectionRefused(code) => explain_refusal(*code, settings),
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
-            explain_disconnect(*reason_code, reason_string.as_deref())
-        }
-        ConnectionError::MqttState(StateError::AwaitPingResp) => {
-            complaint("silent", "the broker answers no pings any more".into())
-        }
-        ConnectionError::MqttState(StateError::ConnectionAborted) if was_connected => {
-            complaint("closed", "the broker closed the connection".into())
-        }
-        ConnectionError::MqttState(StateError::ConnectionAborted) => complaint(
-            "closed-at-once",
-            if tls.is_some() {
-                "the broker closes the connection at once; see its log, and that it takes this device's certificate"
-                    .into()
-            } else {
-                format!(
-                    "{host} port {port} closes the connection at once; if that is a TLS port, write mqtts:// in url"
-                )
-            },
-        ),
-        other => complaint("protocol", format!("the broker says what cannot be understood: {other}")),
-    }
-}
-
-fn explain_io(error: &std::io::Error, MqttSettings { host, port, .. }: &MqttSettings) -> Complaint {
-    use std::io::ErrorKind;
-    let (slug, words) = match error.kind() {
-        ErrorKind::ConnectionRefused => {
-            ("refused", format!("nothing listens on {host} port {port}; see that the broker runs and url is right"))
-        }
-        ErrorKind::ConnectionReset
-        | ErrorKind::BrokenPipe
-        | ErrorKind::UnexpectedEof
-        | ErrorKind::ConnectionAborted => ("closed", format!("the connection to {host} port {port} was cut")),
-        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
-            ("unreachable", format!("there is no way to {host}; see this device's network"))
-        }
-        _ if error.to_string().contains("lookup") => {
-            ("no-such-name", format!("the name {host} cannot be found; see url and this device's DNS ({error})"))
-        }
-        _ => ("io", format!("{host} port {port} cannot be reached: {error}")),
-    };
-    Complaint { slug, words }
-}
-
-fn explain_refusal(code: ConnectReturnCode, settings: &MqttSettings) -> Complaint {
-    use ConnectReturnCode as Code;
-    let (slug, words) = match code {
-        Code::BadUserNamePassword | Code::NotAuthorized if settings.username.is_empty() => {
-            ("not-authorized", "the broker wants to know who we are; set username and password_file".into())
-        }
-        Code::BadUserNamePassword | Code::NotAuthorized => (
-            "not-authorized",
-            format!(
-                "the broker does not take user {:?} with this password; see username and password_file",
-                settings.username
-            ),
-        ),
-        Code::RefusedProtocolVersion | Code::UnsupportedProtocolVersion => {
-            ("version", "the broker does not speak MQTT 5; use one that does, like mosquitto from 1.6 on".into())
-        }
-        Code::BadClientId | Code::ClientIdentifierNotValid => {
-            ("client-id", "the broker does not take this device's client id, edgecam-<device>; allow it there".into())
-        }
-        Code::ServerBusy | Code::ServerUnavailable | Code::ServiceUnavailable | Code::ConnectionRateExceeded => {
-            ("busy", "the broker is too busy for us".into())
-        }
-        Code::Banned => ("banned", "the broker has banned this device; ask whoever runs it".into()),
-        Code::RetainNotSupported => ("no-retain", "the broker keeps no messages; going on without".into()),
-        Code::QoSNotSupported => ("no-qos", "the broker acknowledges no messages; going on without".into()),
-        other => ("refused-by-broker", format!("the broker does not let us in: {other:?}; see its log")),
-    };
-    Complaint { slug, words }
-}
-
-fn explain_disconnect(code: DisconnectReasonCode, words: Option<&str>) -> Complaint {
-    use DisconnectReasonCode as Code;
-    let (slug, words) = match code {
-        Code::SessionTakenOver => (
-            TAKEN_OVER,
-            "another device with this device's name has connected to the broker; give each its own [device] id".into(),
-        ),
-        Code::ServerShuttingDown => ("shutting-down", "the broker shuts down".into()),
-        Code::NotAuthorized => (
-            "not-authorized",
-            "the broker does not let this device listen to or write its topics; allow it in the broker's access rules"
-                .into(),
-        ),
-        Code::AdministrativeAction => ("kicked", "whoever runs the broker closed the connection".into()),
-        other => {
-            let words = words.map(|words| format!(" ({words})")).unwrap_or_default();
-            ("disconnected", format!("the broker ends the connection: {other:?}{words}; see its log"))
-        }
-    };
-    Complaint { slug, words }
 }

@@ -1,0 +1,345 @@
+//! Viewers behind the broker, and the manual against what is said. No broker is needed here.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio_util::task::TaskTracker;
+
+use super::super::access::{Access, AccessSettings, Rule};
+use super::super::token::{Grant, Permission, TokenKey, mint};
+use super::super::{CameraBoard, LinkSettings};
+use super::viewers::Verdict;
+use super::*;
+use crate::core::camera::{CameraState, CameraStatus, Stream, Switch};
+use crate::core::counters::{CameraCounters, LinkCounters};
+use crate::core::signal::{CloseReason, Correlation, Signal};
+use crate::core::trigger::Happening;
+
+const SDP: &str = "v=0\\r\\no=- 1 1 IN IP4 0.0.0.0\\r\\n";
+const EACH: Rate = Rate::new(Duration::from_millis(50), 128);
+
+/// One client speaks with a device; time stands still unless told.
+struct Door {
+    links: Links,
+    topics: Topics,
+    viewers: Viewers,
+    now: Instant,
+    /// What the engine is asked goes there.
+    _engine: mpsc::Receiver<Inbound>,
+}
+
+impl Door {
+    fn open() -> Self {
+        Self::with(Rule::Open)
+    }
+
+    fn locked() -> Self {
+        Self::with(Rule::Key(key()))
+    }
+
+    fn with(rule: Rule) -> Self {
+        let (engine, inbox) = mpsc::channel(4);
+        let now = Instant::now();
+        Self {
+            links: links(rule, engine),
+            topics: Topics::new("edgecam", "frontdoor"),
+            viewers: Viewers::new(EACH, now),
+            now,
+            _engine: inbox,
+        }
+    }
+
+    fn hears(&mut self, client: &str, text: &str) -> Verdict {
+        self.hears_message(client, &message(text))
+    }
+
+    fn hears_message(&mut self, client: &str, message: &Incoming) -> Verdict {
+        self.viewers.handle(client, message, &self.topics, &self.links, self.now)
+    }
+
+    fn is_asked(&mut self, client: &str, text: &str) -> Request {
+        match self.hears(client, text) {
+            Verdict::Ask(request) => request,
+            other => panic!("the engine is not asked: {other:?}"),
+        }
+    }
+
+    fn says(&mut self, client: &str, text: &str) -> Value {
+        match self.hears(client, text) {
+            Verdict::Say { text, .. } => serde_json::from_str(&text).unwrap(),
+            other => panic!("nothing is said: {other:?}"),
+        }
+    }
+}
+
+fn message(text: &str) -> Incoming {
+    Incoming {
+        topic: Bytes::new(),
+        payload: Bytes::copy_from_slice(text.as_bytes()),
+        retained: false,
+        response_topic: None,
+        correlation: None,
+    }
+}
+
+fn key() -> TokenKey {
+    TokenKey::new(b"a key of thirty-two bytes or more").unwrap()
+}
+
+fn token(ttl: Option<Duration>, age: Duration) -> String {
+    let grant = Grant { camera: None, permissions: vec![Permission::View], subject: None };
+    mint(&key(), "frontdoor", &grant, ttl, wall_clock() - age)
+}
+
+fn board() -> CameraBoard {
+    let stream = Stream {
+        source: "YUYV 1280x720 at 30 fps from /dev/video0".into(),
+        width: 1280,
+        height: 720,
+        fps: 30,
+        encoder: "x264enc".into(),
+        encoder_reason: String::new(),
+    };
+    CameraBoard {
+        id: front(),
+        max_viewers: 8,
+        status: watch::channel(CameraStatus { state: CameraState::Running, stream: Some(stream) }).1,
+        switch: watch::channel(Switch::default()).1,
+        counters: Arc::<CameraCounters>::default(),
+    }
+}
+
+fn front() -> CameraId {
+    CameraId::new("front").unwrap()
+}
+
+fn links(rule: Rule, engine: mpsc::Sender<Inbound>) -> Links {
+    Links {
+        device: "frontdoor".into(),
+        cameras: vec![board()],
+        engine,
+        events: broadcast::Sender::new(4),
+        make_jpeg: Arc::new(|_| Err(String::new())),
+        access: Access::new(AccessSettings { rule, device: "frontdoor".into(), origins: Vec::new() }),
+        ice_servers: Vec::new(),
+        settings: LinkSettings::default(),
+        counters: Arc::<LinkCounters>::default(),
+        tasks: TaskTracker::new(),
+        stopping: CancellationToken::new(),
+    }
+}
+
+fn offer(id: &str, token: &str) -> String {
+    format!(
+        r#"{{"v":1,"id":"{id}","type":"offer","session":"s","camera":"front","token":"{token}","description":{{"type":"offer","sdp":"{SDP}"}}}}"#
+    )
+}
+
+#[test]
+fn an_offer_goes_to_the_engine_under_the_clients_name() {
+    let request = Door::open().is_asked("kitchen", &offer("1", ""));
+    assert_eq!(&*request.from.client.name, "kitchen");
+    assert!(matches!(request.signal, Signal::Offer { camera, .. } if camera == front()));
+}
+
+#[test]
+fn the_same_offer_again_is_dropped_and_a_new_try_is_not() {
+    let mut door = Door::open();
+    door.is_asked("kitchen", &offer("1", ""));
+    assert!(matches!(door.hears("kitchen", &offer("1", "")), Verdict::Drop(MqttDrop::Repeated)));
+    door.is_asked("kitchen", &offer("2", ""));
+    // Somebody else's offer is another one.
+    door.is_asked("hall", &offer("1", ""));
+    door.now += Duration::from_secs(30);
+    door.is_asked("kitchen", &offer("1", ""));
+}
+
+#[test]
+fn what_the_broker_has_kept_is_stale() {
+    let kept = Incoming { retained: true, ..message(&offer("1", "")) };
+    assert!(matches!(Door::open().hears_message("kitchen", &kept), Verdict::Drop(MqttDrop::Retained)));
+}
+
+#[test]
+fn without_a_token_nobody_watches_and_one_in_the_offer_is_enough() {
+    let mut door = Door::locked();
+    assert_eq!(door.says("kitchen", r#"{"v":1,"id":"1","type":"hello"}"#)["code"], "token-needed");
+    assert_eq!(door.says("kitchen", &offer("2", "forged"))["code"], "token-invalid");
+    door.is_asked("kitchen", &offer("3", &token(None, Duration::ZERO)));
+}
+
+#[test]
+fn a_token_is_remembered_for_its_client_only() {
+    let mut door = Door::locked();
+    let hello = format!(r#"{{"v":1,"type":"hello","token":"{}"}}"#, token(None, Duration::ZERO));
+    assert_eq!(door.says("kitchen", &hello)["cameras"][0], "front");
+    let offer = offer("1", "").replace(r#""token":"","#, "");
+    assert_eq!(door.says("hall", &offer)["code"], "token-needed");
+    door.is_asked("kitchen", &offer);
+}
+
+#[test]
+fn a_token_that_has_ended_opens_nothing() {
+    let mut door = Door::locked();
+    // It was good for an hour, and that was 61 minutes and more ago: beyond the leeway for clocks.
+    let ended = token(Some(Duration::from_secs(3600)), Duration::from_secs(3600 + 120));
+    let hello = format!(r#"{{"v":1,"type":"hello","token":"{ended}"}}"#);
+    assert_eq!(door.says("kitchen", &hello)["code"], "token-expired");
+}
+
+#[test]
+fn an_answer_goes_where_its_sender_may_have_it() {
+    let mut door = Door::open();
+    let asked = Incoming {
+        response_topic: Some("edgecam/frontdoor/rsp/kitchen/7".into()),
+        correlation: Some("mark".into()),
+        ..message(&offer("1", ""))
+    };
+    let Verdict::Ask(request) = door.hears_message("kitchen", &asked) else { panic!("not asked") };
+    let Request { from, id, .. } = request;
+    let answer = Response { to: from.clone(), id, reply: Reply::Answer { sdp: "v=0".into() } };
+    let (to, _) = door.viewers.reply(&answer, &door.topics);
+    assert_eq!(to, ReplyTo { topic: "edgecam/frontdoor/rsp/kitchen/7".into(), correlation: Some("mark".into()) });
+    // What the camera says by itself has no mark, and a place of its own.
+    let (to, _) =
+        door.viewers.reply(&Response { to: from, id: None, reply: Reply::Bye(CloseReason::Lost) }, &door.topics);
+    assert_eq!(to, ReplyTo { topic: "edgecam/frontdoor/rsp/kitchen".into(), correlation: None });
+}
+
+#[test]
+fn nobody_has_answers_sent_to_somebody_else() {
+    let mut door = Door::open();
+    for elsewhere in ["edgecam/frontdoor/rsp/hall", "edgecam/frontdoor/status", "other/topic"] {
+        let ping = Incoming { response_topic: Some(elsewhere.into()), ..message(r#"{"v":1,"type":"ping"}"#) };
+        let Verdict::Say { to, .. } = door.hears_message("kitchen", &ping) else { panic!("nothing said") };
+        assert_eq!(to.topic, "edgecam/frontdoor/rsp/kitchen");
+    }
+}
+
+#[test]
+fn who_says_too_much_is_told_once_a_second_and_disturbs_nobody() {
+    let mut door = Door::open();
+    let ping = r#"{"v":1,"type":"ping"}"#;
+    for _ in 0..128 {
+        assert_eq!(door.says("flood", ping)["type"], "pong");
+    }
+    assert_eq!(door.says("flood", ping)["code"], "rate-limited");
+    for _ in 0..10_000 {
+        assert!(matches!(door.hears("flood", ping), Verdict::Drop(MqttDrop::RateLimited)));
+    }
+    assert_eq!(door.says("kitchen", ping)["type"], "pong");
+    door.now += Duration::from_secs(1);
+    assert_eq!(door.says("flood", ping)["type"], "pong");
+}
+
+#[test]
+fn a_thousand_names_a_second_are_bounded_in_number_and_rate() {
+    let mut door = Door::open();
+    let ping = r#"{"v":1,"type":"ping"}"#;
+    let answered = (0..5000).filter(|n| matches!(door.hears(&format!("c{n}"), ping), Verdict::Say { .. })).count();
+    assert_eq!(answered, 1000);
+    for n in 0..5000 {
+        door.now += Duration::from_millis(10);
+        door.hears(&format!("d{n}"), ping);
+    }
+    assert!(door.viewers.clients() <= 1024);
+}
+
+#[test]
+fn made_up_names_throw_nobody_out_who_has_a_token() {
+    let mut door = Door::locked();
+    let hello = format!(r#"{{"v":1,"type":"hello","token":"{}"}}"#, token(None, Duration::ZERO));
+    door.says("kitchen", &hello);
+    for n in 0..3000 {
+        door.now += Duration::from_millis(100);
+        door.hears(&format!("c{n}"), r#"{"v":1,"type":"ping"}"#);
+    }
+    door.is_asked("kitchen", &offer("1", "").replace(r#""token":"","#, ""));
+}
+
+#[test]
+fn settings_in_debug_output_hold_no_password() {
+    let settings = MqttSettings {
+        host: "broker".into(),
+        port: 1883,
+        tls: None,
+        username: "frontdoor".into(),
+        password: "canary".into(),
+        prefix: "edgecam".into(),
+        home_assistant: None,
+        page_url: None,
+    };
+    assert!(!format!("{settings:?}").contains("canary"));
+}
+
+/// Every MQTT example in the manual against what is really read and said.
+#[test]
+fn the_manual_shows_what_is_published() {
+    let manual = include_str!("../../../docs/signaling.md");
+    let mut shown = Vec::new();
+    for example in manual.split("```json mqtt ").skip(1) {
+        let (kind, rest) = example.split_once('\n').unwrap();
+        let text = rest.split("```").next().unwrap();
+        let json: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        match kind {
+            "trigger" => assert!(trigger::parse(&without_time(text), wall_clock()).is_ok(), "{text}"),
+            _ => assert_eq!(keys(&json), keys(&ours_like(kind, &json)), "{text}"),
+        }
+        shown.push(kind);
+    }
+    for kind in ["info", "state", "trigger", "done", "error", "event", "home-assistant"] {
+        assert!(shown.contains(&kind), "no example of {kind}");
+    }
+}
+
+/// The example's time has long gone by.
+fn without_time(text: &str) -> Vec<u8> {
+    let mut json: Value = serde_json::from_str(text).unwrap();
+    json.as_object_mut().unwrap().remove("at");
+    json.to_string().into_bytes()
+}
+
+fn ours_like(kind: &str, example: &Value) -> Value {
+    let (engine, _) = mpsc::channel(1);
+    let links = links(Rule::Open, engine);
+    let topics = Topics::new("edgecam", "frontdoor");
+    let page = Some("https://frontdoor.example.org/");
+    let id: Correlation = Some("bell-17".into());
+    let refusal = trigger::Refusal::RateLimited(Duration::from_millis(700));
+    let text = match kind {
+        "info" => presence::info(&links, &topics, page),
+        "state" => presence::state(&links.cameras[0]),
+        "done" => trigger::done(&id, &front(), "wake"),
+        "error" => trigger::error(&id, &refusal),
+        "home-assistant" => home_assistant::config("frontdoor", &[front()], &topics, page),
+        "event" if example["event"] == "trigger-refused" => presence::refused(&front(), &id, &refusal, wall_clock()),
+        "event" => {
+            let happening = happening(example["event"].as_str().unwrap());
+            let trigger = example.get("trigger").and(id);
+            presence::event(&Event { camera: front(), trigger, happening }, wall_clock())
+        }
+        other => panic!("we publish no {other}"),
+    };
+    let ours: Value = serde_json::from_str(&text).unwrap();
+    if kind == "home-assistant" {
+        assert_eq!(*example, ours, "the announcement is shown whole");
+    }
+    ours
+}
+
+fn happening(slug: &str) -> Happening {
+    let all = [
+        Happening::Woken,
+        Happening::ViewerJoined { viewers: 1 },
+        Happening::ViewerLeft { viewers: 0, reason: CloseReason::ViewerLeft },
+        Happening::CameraLost { reason: "gone".into() },
+    ];
+    all.into_iter().find(|happening| happening.slug() == slug).unwrap()
+}
+
+fn keys(json: &Value) -> Vec<&str> {
+    let mut keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
