@@ -213,7 +213,6 @@ function rowOf({ key, name, camera }) {
     const button = /** @type {HTMLElement} */ (row.element.firstElementChild);
     button.dataset.tone = looks;
     button.toggleAttribute('data-unable', !fit);
-    button.ariaLabel = `${fit ? 'Play ' : ''}${said}`;
     [button.children[1].textContent, button.children[2].textContent] = [name, now];
   }
   return row.element;
