@@ -1,18 +1,17 @@
 // @ts-check
 /** Who is watching: tokens and passwords arrive in the URL's fragment, which no server sees, and stay in this tab. */
 
-/** For browsers that refuse storage: they then last as long as the page. @type {Record<string, string>} */
+/** For browsers that refuse storage. @type {Record<string, string>} */
 const held = {};
 
 /** Takes what it knows, `#token=…` and the like, out of the address and out of sight. @param {...string} names */
 export function takeFromFragment(...names) {
   const fragment = new URLSearchParams(location.hash.slice(1));
-  const found = names.filter((name) => fragment.has(name));
-  for (const name of found) {
-    keep(name, fragment.getAll(name).join(' '));
+  for (const name of names) {
+    if (fragment.has(name)) keep(name, fragment.getAll(name).join(' '));
     fragment.delete(name);
   }
-  if (found.length) history.replaceState(null, '', location.pathname + location.search + (`${fragment}` && `#${fragment}`));
+  history.replaceState(null, '', location.pathname + location.search + (`${fragment}` && `#${fragment}`));
 }
 
 /** @param {string} name @param {string} value */
@@ -26,9 +25,9 @@ export function keep(name, value) {
 /** Empty without one. @param {string} name @returns {string} */
 export function kept(name) {
   try {
-    return held[name] || (sessionStorage.getItem(`edgecam-${name}`) ?? '');
+    return held[name] || sessionStorage.getItem(`edgecam-${name}`) || '';
   } catch {
-    return held[name] ?? '';
+    return '';
   }
 }
 

@@ -29,9 +29,9 @@ const LONGEST_DELAY_MS = 15_000;
 
 /** Asking again does not help; a person has to. */
 const FINAL = /^(token-.*|not-allowed|foreign-page|no-such-camera|no-common-codec|bad-offer|bad-field|unknown-.*|no-webrtc|broker-denies)$/;
-/** As final, but not for ever: others will tell when it can play again. */
+/** Final until others tell that it can play again. */
 const HELD = /^(disabled|offline|stopped)$/;
-/** What others tell may be a moment older than the refusal. */
+/** What they tell may be older than the refusal. */
 const HELD_MS = 2_000;
 /** The session goes on without this candidate. */
 const HARMLESS = /^(bad-candidate|too-many-candidates)$/;

@@ -1,13 +1,19 @@
 // @ts-check
 /** All devices of a prefix, as their retained topics tell of them. Plain data: no page, no network. */
 
-/** @import { Camera, Device, Listed, Presence } from './types.d.ts' */
+/** @import { Away, Camera, Device, Listed, Presence } from './types.d.ts' */
 
 const NAME = /^[\w-]{1,64}$/;
 /** Beyond these somebody fills the broker, and no page should fall for it. */
 const MOST_DEVICES = 10_000;
 const MOST_CAMERAS = 64;
 const PRESENCES = ['online', 'offline', 'stopped'];
+
+/** What is said of a device that is not there. @type {Record<string, Away>} */
+export const AWAY = {
+  offline: { code: 'offline', word: 'Offline', tone: 'bad', title: 'The device is offline', message: 'Its power or its network may be gone.' },
+  stopped: { code: 'stopped', word: 'Stopped', tone: 'calm', title: 'The device has stopped', message: 'Somebody stopped it, or it starts again.' },
+};
 
 const order = new Intl.Collator('en', { numeric: true });
 
@@ -52,7 +58,7 @@ export class Fleet {
     if (this.#sorted) return this.#sorted;
     const all = [...this.devices].flatMap(([device, { presence, listed, cameras }]) => {
       const ids = listed.length ? listed : [...cameras.keys()];
-      return ids.map((id) => ({ key: `${device}/${id}`, device, name: ids.length > 1 ? `${device} · ${id}` : device, camera: { ...(cameras.get(id) ?? unknown(id)), presence } }));
+      return ids.map((id) => ({ key: `${device}/${id}`, device, name: ids.length > 1 ? `${device} · ${id}` : device, camera: { ...(cameras.get(id) ?? unknown(id)), away: AWAY[presence ?? ''] } }));
     });
     return (this.#sorted = all.sort((a, b) => order.compare(a.key, b.key)));
   }

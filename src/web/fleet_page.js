@@ -4,7 +4,7 @@
 import * as access from './access.js';
 import { Broker } from './broker.js';
 import { START } from './connection.js';
-import { Fleet, parse } from './fleet.js';
+import { AWAY, Fleet, parse } from './fleet.js';
 import { listenToKeys } from './keys.js';
 import { MqttSignaling } from './mqtt_signaling.js';
 import { byClock } from './signaling.js';
@@ -81,7 +81,7 @@ function hear(topic, text, retained) {
 
 /** @param {BrokerState} state */
 function onBroker(state) {
-  if (state.is === 'refused') ask('broker', `${state.title}. ${state.detail ?? ''}`);
+  if (state.is === 'refused') ask('broker', [state.title, state.detail].filter(Boolean).join(': '));
   if (state.is === 'up') {
     if (!upSince) upSince = performance.now();
     if (!byId('for-broker').hidden) form.hidden = true;
@@ -94,8 +94,8 @@ function onBroker(state) {
 function linkTo(device) {
   const known = links.get(device);
   if (known) return known;
-  const presence = () => fleet.devices.get(device)?.presence;
-  const link = new MqttSignaling({ broker, topic: `${prefix}/${device}`, client, token: () => tokenFor(device), presence, after: byClock });
+  const away = () => AWAY[fleet.devices.get(device)?.presence ?? ''];
+  const link = new MqttSignaling({ broker, topic: `${prefix}/${device}`, client, token: () => tokenFor(device), away, after: byClock });
   links.set(device, link);
   return link;
 }
@@ -171,8 +171,8 @@ function layOut(every, matching, staged) {
   const online = devices.filter(({ presence }) => presence === 'online').length;
   const found = matching.length < every.length ? `${matching.length} of ${every.length} cameras` : '';
   byId('count').textContent = [`${online} of ${devices.length} ${devices.length === 1 ? 'device' : 'devices'} online`, found].filter(Boolean).join(' · ');
-  byId('count').hidden = !devices.length;
-  filter.hidden = !!alone || every.length < 8;
+  byId('overview').hidden = !!alone || !devices.length;
+  filter.hidden = every.length < 8;
   stage.dataset.alone = String(staged.length === 1 && matching.length === 1);
   all.hidden = !alone;
   playAll.hidden = staged.length < 2;
@@ -190,7 +190,7 @@ function notify(cameras) {
     if (!cameras) [sentence, detail] = [`No camera is known below ${prefix}/`, `Is the prefix right, has a device been online yet, and may this user read ${prefix}/+/info?`];
     else if (unplayed) sentence = `There is no camera ${alone}`;
   }
-  notice.hidden = !sentence;
+  notice.hidden = !sentence || state.is === 'refused';
   for (const [id, text] of [['notice-title', sentence], ['notice-detail', detail]]) if (byId(id).textContent !== text) byId(id).textContent = text;
 }
 
@@ -213,7 +213,6 @@ function rowOf({ key, name, camera }) {
     const button = /** @type {HTMLElement} */ (row.element.firstElementChild);
     button.dataset.tone = looks;
     button.toggleAttribute('data-unable', !fit);
-    button.ariaLabel = `${fit ? 'Play ' : ''}${said}`;
     [button.children[1].textContent, button.children[2].textContent] = [name, now];
   }
   return row.element;
@@ -245,7 +244,7 @@ function tick() {
     if (!tile) continue;
     const { state, standing } = tile.player;
     const gone = state.is === 'restoring' || (state.is === 'live' && standing >= GONE_MS) || (state.is === 'connecting' && !state.answered);
-    if (gone && listed.camera.presence === 'offline') tile.player.tell({ type: 'trouble', why: { code: 'offline' } });
+    if (gone && listed.camera.away) tile.player.tell({ type: 'trouble', why: listed.camera.away });
     if (state.is === 'waiting' || state.is === 'ended') tile.update(listed.camera);
   }
   notify(fleet.cameras().length);

@@ -8,8 +8,9 @@
 
 /** Inbound; the device's messages are at most 64 KiB, a topic and properties come on top. Everything longer is a mistake or an attack. */
 export const LONGEST = 80 * 1024;
-/** What a broker may leave unacknowledged before no more is sent. */
+/** What a broker may leave unacknowledged before the next has to wait, and how many may wait. */
 const IN_FLIGHT = 64;
+const WAITING = 256;
 /** Bytes the socket may hold back before no more is sent. */
 const BACKLOG = 512 * 1024;
 const KEEP_ALIVE_S = 30;
@@ -251,6 +252,8 @@ export class Mqtt {
   #reader = new Reader();
   /** What is told when a message of ours is acknowledged. @type {Map<number, Published>} */
   #unacknowledged = new Map();
+  /** @type {(() => void)[]} */
+  #waiting = [];
   #packet = 0;
   /** Subscribed so far. */
   #filter = 0;
@@ -279,7 +282,8 @@ export class Mqtt {
    * @param {Published} published what the broker said to it: 0 or a reason code
    */
   publish(topic, message, published) {
-    if (!this.#up || this.#unacknowledged.size >= this.#limits.inFlight || this.#socket.bufferedAmount > BACKLOG) return published(0x97);
+    if (!this.#up || this.#waiting.length >= WAITING || this.#socket.bufferedAmount > BACKLOG) return published(0x97);
+    if (this.#unacknowledged.size >= this.#limits.inFlight) return void this.#waiting.push(() => this.publish(topic, message, published));
     const id = this.#limits.qos ? this.#next() : 0;
     const sent = publish(id, topic, utf8.encode(message));
     if (sent.length > this.#limits.longest) return published(0x95);
@@ -340,7 +344,8 @@ export class Mqtt {
       case 'puback': {
         const published = this.#unacknowledged.get(packet.id);
         this.#unacknowledged.delete(packet.id);
-        return published?.(packet.code);
+        published?.(packet.code);
+        return this.#waiting.shift()?.();
       }
       case 'disconnect':
         return this.#end(packet);

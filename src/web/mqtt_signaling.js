@@ -6,11 +6,12 @@
 
 import { reasonOf } from './signaling.js';
 
-/** @import { After, Message, Presence, Reason, Receive, Welcome } from './types.d.ts' */
+/** @import { After, Away, Message, Reason, Receive, Welcome } from './types.d.ts' */
 /** @import { Broker } from './broker.js' */
 
 const WELCOME_MS = 8_000;
 const NO_SUBSCRIBER = 0x10;
+const DENIED = { code: 'broker-denies', title: 'The broker does not let the device be called' };
 
 export class MqttSignaling {
   #its;
@@ -25,7 +26,7 @@ export class MqttSignaling {
   #answered = '';
 
   /**
-   * @param {{ broker: Pick<Broker, 'publish' | 'check'>, topic: string, client: () => string, token: () => string, presence: () => Presence | undefined, after: After }} its
+   * @param {{ broker: Pick<Broker, 'publish' | 'check'>, topic: string, client: () => string, token: () => string, away: () => Away | undefined, after: After }} its
    *   `topic`: `<prefix>/<device>`; `client`: our level in its topics
    */
   constructor(its) {
@@ -90,8 +91,8 @@ export class MqttSignaling {
 
   /** @param {(welcome: Welcome) => void} resolve @param {(why: Reason) => void} reject */
   #introduce(resolve, reject) {
-    const presence = this.#its.presence();
-    if (presence === 'offline' || presence === 'stopped') return reject({ code: presence });
+    const away = this.#its.away();
+    if (away) return reject(away);
     const id = this.#mark('hello');
     const remedy = `Nothing came on ${this.#its.topic}/rsp/${this.#its.client()}; the broker’s access list must let you read it.`;
     const callOff = this.#its.after(WELCOME_MS, () => reject({ code: 'no-answer', message: remedy }));
@@ -116,9 +117,9 @@ export class MqttSignaling {
     const topic = `${this.#its.topic}/rpc/${this.#its.client()}`;
     this.#its.broker.publish(topic, { v: 1, ...message }, (code) => {
       if (code === NO_SUBSCRIBER) refused({ code: 'no-answer', message: 'The device is not connected to the broker.' });
-      else if (code === 0x87 || code === 0x90) refused({ code: 'broker-denies', message: `The broker’s access list must let you write to ${topic}.` });
-      else if (code === 0x95) refused({ code: 'broker-denies', message: 'The broker takes no messages of this length.' });
-      else if (code >= 0x80) refused({ code: 'no-broker' });
+      else if (code === 0x87 || code === 0x90) refused({ ...DENIED, message: `The broker’s access list must let you write to ${topic}.` });
+      else if (code === 0x95) refused({ ...DENIED, message: 'The broker takes no messages of this length.' });
+      else if (code >= 0x80) refused({ code: 'no-broker', title: 'The broker does not answer' });
     });
   }
 }

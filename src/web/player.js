@@ -62,7 +62,7 @@ export class Player {
   #open(session) {
     this.#session = session;
     const { camera, signaling, show } = this.#its;
-    // Tiles share the way to the device, so the tile's own count does not name its session.
+    // Tiles share the link, so the tile's own count does not name its session.
     this.#peer = new Peer({ session: `${MARK}-${++sessions}`, camera, signaling, show, tell: (event) => this.tell(event) });
     this.#looking = setInterval(() => this.#look(), LOOK_MS);
     this.#peer.open();

@@ -1,5 +1,5 @@
 // @ts-check
-/** Whether anybody can see a tile: what is scrolled away or in the background for a while gives its place back until it is seen again. */
+/** Whether anybody can see a tile. What is out of sight for a while gives its place back until it is seen again. */
 
 /** @import { Event } from './types.d.ts' */
 
@@ -17,14 +17,14 @@ const observer = new IntersectionObserver(
 document.addEventListener('visibilitychange', () => all.forEach((sight) => sight.look()));
 
 export class Sight {
-  /** False once it has been out of sight for long enough. */
+  /** Until it was out of sight for a while. */
   seen = true;
   #element;
   #its;
   #inView = true;
   #timer = 0;
 
-  /** @param {Element} element @param {{ exempt: () => boolean, tell: (event: Event) => void }} its `exempt`: it can be seen elsewhere */
+  /** @param {Element} element @param {{ exempt: () => boolean, tell: (event: Event) => void }} its */
   constructor(element, its) {
     this.#element = element;
     this.#its = its;
@@ -44,7 +44,7 @@ export class Sight {
     this.look();
   }
 
-  /** Has to be called when `exempt` may have become false. */
+  /** Also to be called when it is no longer exempt. */
   look() {
     clearTimeout(this.#timer);
     if (this.#inView && !document.hidden) {

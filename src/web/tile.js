@@ -105,8 +105,8 @@ export class Tile {
 
   /** To the button that is there now. */
   focus() {
-    const { start, again, stop } = this.#parts;
-    (this.busy ? stop : start.hidden ? again : start).focus();
+    const { start, again, stop, name } = this.#parts;
+    (this.busy ? stop : [start, again].find((button) => !button.hidden) ?? name).focus();
   }
 
   /** Brings the page up to the state; called on every change and, while something is counted, every second. */
@@ -117,9 +117,9 @@ export class Tile {
     this.element.dataset.state = is;
     state.dataset.tone = tone;
     text(word, badgeWord);
-    text(watching, this.camera?.viewers ? `${this.camera.viewers} watching` : '');
+    text(watching, this.camera?.viewers && !unable(this.camera) ? `${this.camera.viewers} watching` : '');
     const focused = document.activeElement;
-    start.hidden = (is !== 'off' && is !== 'paused') || !!unable(this.camera);
+    start.hidden = (is !== 'off' && is !== 'paused') || unable(this.camera);
     controls.hidden = !this.busy;
     if (!this.busy) this.#showStats(false);
     shot.disabled = pip.disabled = !video.videoWidth;

@@ -3,7 +3,7 @@
 /* connection.js */
 
 /** Why it does not play; `retryAfter` in ms when the device named a time. */
-export interface Reason { code: string; message?: string; retryAfter?: number }
+export interface Reason { code: string; title?: string; message?: string; retryAfter?: number }
 
 /** `session` counts the attempts of a tile; `lost` is what the device said when its camera went, null while the camera is there. */
 export interface Off { is: 'off'; session: number }
@@ -64,8 +64,8 @@ export interface Camera {
   state: 'idle' | 'opening' | 'running' | 'failed';
   /** False: its owner switched it off. */
   enabled?: boolean;
-  /** Of its device, where a broker tells. */
-  presence?: Presence;
+  /** Its device is not there, as a broker tells. */
+  away?: Away;
   error: string | null;
   retry_in_ms: number | null;
   viewers: number;
@@ -140,6 +140,8 @@ export interface BrokerSettings {
 
 export type Presence = 'online' | 'offline' | 'stopped';
 /** `listed`: the cameras it says it has; `cameras`: what it says of each. */
+/** Why a device is not there, and the word for it. */
+export interface Away extends Reason { word: string; tone: 'bad' | 'calm' }
 export interface Device { presence: Presence | undefined; listed: string[]; cameras: Map<string, Camera> }
 /** A camera of some device, under a key and a name of its own. */
 export interface Listed { key: string; device: string; name: string; camera: Camera }

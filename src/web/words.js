@@ -10,7 +10,7 @@
 export function say(state, camera, standing) {
   switch (state.is) {
     case 'off':
-      if (unable(camera)) return why({ code: unable(camera) }, camera);
+      if (unable(camera)) return why(camera?.away ?? { code: 'disabled' }, camera);
       return camera?.state === 'failed' ? { title: 'The camera does not work', detail: camera.error ?? undefined } : null;
     case 'connecting':
       return { title: 'Connecting', busy: true };
@@ -23,17 +23,13 @@ export function say(state, camera, standing) {
     case 'waiting':
       return { ...why(state.why, camera), until: state.until, action: 'Try now' };
     case 'ended':
-      return { ...why(state.why, camera), action: 'Try again' };
+      return { ...why(state.why, camera), action: unable(camera) ? undefined : 'Try again' };
   }
 }
 
-/**
- * Why nobody can play the camera now, as a reason's code; empty when it can be played, as far as is known.
- * @param {Camera | undefined} camera
- */
+/** It is known that nobody can play it now. @param {Camera | undefined} camera */
 export function unable(camera) {
-  if (camera?.presence === 'offline' || camera?.presence === 'stopped') return camera.presence;
-  return camera?.enabled === false ? 'disabled' : '';
+  return !!camera?.away || camera?.enabled === false;
 }
 
 /**
@@ -54,8 +50,7 @@ export function badge(state, camera) {
     case 'paused':
     case 'ended':
     case 'off':
-      if (camera?.presence === 'offline') return { word: 'Offline', tone: 'bad' };
-      if (camera?.presence === 'stopped') return { word: 'Stopped', tone: 'calm' };
+      if (camera?.away) return camera.away;
       if (unable(camera)) return { word: 'Switched off', tone: 'calm' };
       if (state.is === 'ended') return { word: 'Ended', tone: 'bad' };
       return camera?.state === 'failed' ? { word: 'Not working', tone: 'bad' } : { word: camera?.state === 'running' ? 'On' : 'Ready', tone: 'calm' };
@@ -93,15 +88,7 @@ function why(reason, camera) {
     case 'no-answer':
       return { title: 'The device took too long to answer', detail: reason.message };
     case 'disabled':
-      return { title: 'The camera is switched off', detail: 'It can be watched again when its owner switches it on.' };
-    case 'offline':
-      return { title: 'The device is offline', detail: 'Its power or its network may be gone. The picture comes when it is back.' };
-    case 'stopped':
-      return { title: 'The device has stopped', detail: 'Somebody stopped it, or it starts again. The picture comes when it is back.' };
-    case 'no-broker':
-      return { title: 'The broker does not answer' };
-    case 'broker-denies':
-      return { title: 'The broker does not let the device be called', detail: reason.message };
+      return { title: 'The camera is switched off', detail: 'Its owner can switch it on again.' };
     case 'no-route':
     case 'connect-timeout':
       return { title: 'No way through for the video', detail: 'The page arrives, the video does not. A firewall may hold back UDP.' };
@@ -116,6 +103,6 @@ function why(reason, camera) {
     case 'no-webrtc':
       return { title: 'This browser has WebRTC switched off', detail: 'Without it there is no live picture.' };
     default:
-      return { title: 'The connection ended', detail: reason.message };
+      return { title: reason.title ?? 'The connection ended', detail: reason.message };
   }
 }

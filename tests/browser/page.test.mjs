@@ -61,6 +61,28 @@ test('the list plays several cameras over one socket', async (t) => {
   viewer.assertNoComplaints();
 });
 
+test('tiles that are scrolled away give their places back until they are seen again', async (t) => {
+  const daemon = await Daemon.start(t, `${FRONT}${FRONT.replace('front', 'garden')}`);
+  const viewer = await Viewer.come(t, browser, { viewport: { width: 500, height: 300 } });
+  await viewer.open(daemon.at());
+  await viewer.tile('garden').waitFor();
+  const scroll = (camera) => viewer.tile(camera).evaluate((tile) => tile.scrollIntoView());
+  const watched = async () => [(await daemon.camera('front')).viewers, (await daemon.camera('garden')).viewers].join();
+  await viewer.page.evaluate(() => document.querySelectorAll('.tile')[1].style.setProperty('margin-top', '600px'));
+  await viewer.page.getByRole('button', { name: 'Play all' }).click();
+  await viewer.sees('front');
+  await until('only what is seen plays', async () => (await watched()) === '1,0');
+  await scroll('garden');
+  await viewer.sees('garden');
+  await until('front has given its place back', async () => (await watched()) === '0,1');
+  assert.equal(await viewer.tile('front').getAttribute('data-state'), 'paused');
+  await scroll('front');
+  await viewer.sees('front');
+  await viewer.page.getByRole('button', { name: 'Stop all' }).click();
+  await until('nothing plays', async () => (await watched()) === '0,0');
+  viewer.assertNoComplaints();
+});
+
 test('three viewers cost one opened camera', async (t) => {
   const daemon = await Daemon.start(t);
   const viewers = await Promise.all([1, 2, 3].map(() => Viewer.come(t, browser)));

@@ -43,6 +43,11 @@ export class MqttBroker {
     return `ws://127.0.0.1:${this.pages}`;
   }
 
+  /** A file in its folder. */
+  file(name) {
+    return join(this.#folder, name);
+  }
+
   get log() {
     return this.#log.join('');
   }

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { until } from './until.mjs';
 
-const PROGRAM = resolve(process.env.EDGECAM_BIN ?? fileURLToPath(new URL('../../../target/debug/edgecam', import.meta.url)));
+export const PROGRAM = resolve(process.env.EDGECAM_BIN ?? fileURLToPath(new URL('../../../target/debug/edgecam', import.meta.url)));
 
 /** A camera whose pictures are numbered, small enough for a busy machine to encode. */
 export const FRONT = `
@@ -28,13 +28,13 @@ export class Daemon {
   #log = [];
 
   /** Starts one for this test, and stops it after it. */
-  static async start(t, toml = FRONT) {
+  static async start(t, toml = FRONT, id = 'testbench') {
     if (!existsSync(PROGRAM)) throw new Error(`there is no ${PROGRAM}; build it first, or name another in EDGECAM_BIN`);
     const daemon = new Daemon();
     daemon.#folder = await mkdtemp(join(tmpdir(), 'edgecam-browser-'));
     t.after(() => daemon.#end());
     await writeFile(daemon.file('token-key'), 'a key for tests only, not to be used for anything else', { mode: 0o600 });
-    daemon.toml = toml;
+    [daemon.toml, daemon.id] = [toml, id];
     await daemon.run();
     return daemon;
   }
@@ -42,9 +42,9 @@ export class Daemon {
   /** Again on the same port, if it ran before. */
   async run() {
     this.port ??= await freePort();
-    const head = `[device]\nid = "testbench"\n[http]\nlisten = "127.0.0.1:${this.port}"\n[ice]\nudp_port = 0\nadvertise = ["127.0.0.1"]\n`;
+    const head = `[device]\nid = "${this.id}"\nstate_dir = "HERE/state"\n[http]\nlisten = "127.0.0.1:${this.port}"\n[ice]\nudp_port = 0\nadvertise = ["127.0.0.1"]\n`;
     // HERE: the folder of the configuration, for what a test puts there.
-    await writeFile(this.config, head + this.toml.replaceAll('HERE', this.#folder));
+    await writeFile(this.config, (head + this.toml).replaceAll('HERE', this.#folder));
     this.#child = spawn(PROGRAM, ['run', '--config', this.config], { stdio: ['ignore', 'pipe', 'pipe'] });
     for (const stream of [this.#child.stdout, this.#child.stderr]) stream.on('data', (text) => this.#log.push(text));
     this.#child.on('exit', (code, signal) => this.#log.push(`— ended with ${code ?? signal}\n`));

@@ -19,17 +19,17 @@ test('what is told of a device and of its camera comes together, in any order', 
   for (const order of [[0, 1, 2], [2, 1, 0], [1, 2, 0]]) {
     const [{ key, device, camera }] = fleet(Object.fromEntries(order.map((i) => messages[i]))).cameras();
     assert.deepEqual([key, device], ['door/front', 'door']);
-    const { presence, state, enabled, viewers, encoder, source } = camera;
-    assert.deepEqual([presence, state, enabled, viewers, encoder, source], ['offline', 'running', false, 3, 'x264enc', null]);
+    const { away, state, enabled, viewers, encoder, source } = camera;
+    assert.deepEqual([away?.code, state, enabled, viewers, encoder, source], ['offline', 'running', false, 3, 'x264enc', null]);
   }
 });
 
 test('presence changes what is known, and nothing else', () => {
   const it = fleet({ 'door/status': 'online', 'door/info': info('front') });
   it.hear('edgecam/door/status', 'stopped');
-  assert.deepEqual(it.cameras().map(({ camera }) => camera.presence), ['stopped']);
+  assert.deepEqual(it.cameras().map(({ camera }) => camera.away?.code), ['stopped']);
   it.hear('edgecam/door/status', 'drop table');
-  assert.deepEqual(it.cameras().map(({ camera }) => camera.presence), [undefined]);
+  assert.deepEqual(it.cameras().map(({ camera }) => camera.away), [undefined]);
 });
 
 test('a device is forgotten when all that was kept of it is', () => {

@@ -201,7 +201,12 @@ describe('one connection', () => {
     its.takes();
     its.publish('a message that is longer than the forty bytes which this broker takes');
     for (let i = 0; i < 3; i++) its.publish();
-    assert.deepEqual(its.codes, [0x97, 0x95, 0x97], 'the third is one too many');
+    const sent = its.takes();
+    assert.equal(sent.length, 2 * 17, 'the third waits');
+    its.gives([0x40, 2, 0, sent[8]]);
+    assert.equal(its.takes().length, 17, 'until one is acknowledged');
+    for (let i = 0; i < 257; i++) its.publish();
+    assert.deepEqual(its.codes, [0x97, 0x95, 0, 0x97], 'not all can wait');
     const slow = up();
     slow.socket.bufferedAmount = 1e6;
     slow.publish();

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { AWAY } from '../../../src/web/fleet.js';
 import { MqttSignaling } from '../../../src/web/mqtt_signaling.js';
 
 /** A device behind a broker that has no network in it. */
@@ -16,7 +17,7 @@ class Device {
     topic: 'edgecam/door',
     client: () => 'ann',
     token: () => this.token,
-    presence: () => this.presence,
+    away: () => AWAY[this.presence],
     after: (ms, then) => {
       this.timers.push(then);
       return () => (this.timers = this.timers.filter((other) => other !== then));
