@@ -11,8 +11,11 @@ use bytes::Bytes;
 use edgecam::core::access_unit::AccessUnit;
 use edgecam::core::annex_b::{Contents, Sps, access_units, nal_units};
 use edgecam::core::signal::RejectReason;
+use edgecam::core::trigger::Action;
 use edgecam::peer::{Identity, Peer, PeerSettings, Picture};
 use edgecam::signaling::is_type;
+use edgecam::signaling::mqtt::topics::{Purpose, Topics};
+use edgecam::signaling::mqtt::trigger::{self, Ask, What};
 use edgecam::signaling::sdpfrag::{Fragment, IceCredentials, restarted};
 use edgecam::signaling::token::{TokenKey, check};
 use edgecam::signaling::whep::matches_tag;
@@ -73,6 +76,55 @@ pub fn token(bytes: &[u8]) {
     for time in [UNIX_EPOCH, now] {
         if check(&key, "frontdoor", &token, time).is_ok() {
             assert!(text.contains("frontdoor") || text.contains("\\u"), "it names this device");
+        }
+    }
+}
+
+/// A message from the broker: topic, Response Topic and payload, each on a line, the payload to the end. It is for one purpose or
+/// none; its answer goes below `rsp/` or nowhere; and whatever it asks for is bounded or refused with words.
+pub fn mqtt_message(bytes: &[u8]) {
+    let mut parts = bytes.splitn(3, |byte| *byte == b'\n');
+    let mut next = || parts.next().unwrap_or_default();
+    let (topic, response_topic, payload) = (next(), next(), next());
+    let topics = Topics::new("edgecam", "frontdoor");
+    if let Ok(response_topic) = str::from_utf8(response_topic) {
+        let is_response_topic = topics.is_response_topic(response_topic);
+        let odd = |level: &str| level.is_empty() || level.contains(['#', '+', '$', '.', '\0', ' ']);
+        if is_response_topic {
+            assert!(response_topic.starts_with("edgecam/frontdoor/rsp/"), "{response_topic}");
+            assert!(!response_topic.split('/').any(odd), "{response_topic}");
+        }
+        if topics.is_response_topic_of("anna", response_topic) {
+            assert!(is_response_topic && format!("{response_topic}/").starts_with("edgecam/frontdoor/rsp/anna/"));
+        }
+    }
+    let Ok(topic) = str::from_utf8(topic) else { return };
+    match topics.parse(topic) {
+        Some(Purpose::Rpc(client)) => {
+            assert!(topics.is_response_topic_of(client, &topics.rsp(client)), "{client} can be answered");
+            wire(payload);
+        }
+        Some(Purpose::Trigger(_)) => mqtt_trigger(payload),
+        Some(Purpose::EnabledSet(_)) => {
+            let is_word = payload == b"ON" || payload == b"OFF";
+            assert_eq!(trigger::parse_switch(payload).is_ok(), is_word);
+        }
+        None => {}
+    }
+}
+
+fn mqtt_trigger(payload: &[u8]) {
+    match trigger::parse(payload, UNIX_EPOCH + Duration::from_secs(1_795_230_000)) {
+        Ok(Ask { id, what, reason }) => {
+            assert_eq!(id, trigger::id(payload));
+            assert!(id.is_none_or(|id| id.len() <= 128) && reason.is_none_or(|reason| reason.chars().count() <= 200));
+            if let What::Camera(Action::Wake { ttl }) = what {
+                assert!(!ttl.is_zero() && ttl <= Duration::from_secs(3600), "{ttl:?}");
+            }
+        }
+        Err((id, refusal)) => {
+            let error = trigger::error(&id, &refusal);
+            assert!(error.starts_with('{') && error.len() < 4096, "{error}");
         }
     }
 }

@@ -13,6 +13,11 @@ fn wire_survives_its_corpus() {
 }
 
 #[test]
+fn messages_from_a_broker_survive_their_corpus() {
+    replay("mqtt_message", targets::mqtt_message);
+}
+
+#[test]
 fn whep_bodies_survive_their_corpus() {
     replay("whep_body", targets::whep_body);
 }

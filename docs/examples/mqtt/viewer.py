@@ -53,7 +53,7 @@ async def watch(device, camera):
     await ready
 
     peer = RTCPeerConnection()
-    video = peer.addTransceiver("video", direction="recvonly").receiver.track
+    video = peer.addTransceiver("video", direction="recvonly").receiver
     await peer.setLocalDescription(await peer.createOffer())  # with all candidates in it
     offer = {"type": peer.localDescription.type, "sdp": peer.localDescription.sdp}
     started = time.monotonic()
@@ -65,7 +65,7 @@ async def watch(device, camera):
                 sys.exit(f"the camera refused: {answer['message']}")
         print(f"answer after {(time.monotonic() - started) * 1000:.0f} ms")
         await peer.setRemoteDescription(RTCSessionDescription(**answer["description"]))
-        picture = await video.recv()
+        picture = await video.track.recv()
         print(f"first picture after {(time.monotonic() - started) * 1000:.0f} ms: {picture.width}x{picture.height}")
     finally:
         say(type="bye")

@@ -25,8 +25,8 @@ mod post;
 mod presence;
 mod retained;
 mod tls;
-mod topics;
-mod trigger;
+pub mod topics;
+pub mod trigger;
 mod viewers;
 
 use std::fmt;

@@ -16,14 +16,14 @@ const MAX_RESPONSE_LEVELS: usize = 3;
 
 /// The topics of one device.
 #[derive(Clone, Debug)]
-pub(super) struct Topics {
+pub struct Topics {
     /// `<prefix>/<device>`
     base: String,
 }
 
 /// What a message is for, by its topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Purpose<'a> {
+pub enum Purpose<'a> {
     /// A viewer's message; the name of the client.
     Rpc(&'a str),
     Trigger(CameraId),
@@ -40,7 +40,7 @@ fn is_path(path: &str, max_levels: usize) -> bool {
 }
 
 impl Topics {
-    pub(super) fn new(prefix: &str, device: &str) -> Self {
+    pub fn new(prefix: &str, device: &str) -> Self {
         Self { base: format!("{prefix}/{device}") }
     }
 
@@ -56,7 +56,7 @@ impl Topics {
         format!("{}/rpc/{client}", self.base)
     }
 
-    pub(super) fn rsp(&self, client: &str) -> String {
+    pub fn rsp(&self, client: &str) -> String {
         format!("{}/rsp/{client}", self.base)
     }
 
@@ -95,7 +95,7 @@ impl Topics {
     }
 
     /// `None`: not a topic that we listen to, or with a name that cannot be one.
-    pub(super) fn parse<'a>(&self, topic: &'a str) -> Option<Purpose<'a>> {
+    pub fn parse<'a>(&self, topic: &'a str) -> Option<Purpose<'a>> {
         let rest = topic.strip_prefix(&self.base)?.strip_prefix('/')?;
         if let Some(client) = rest.strip_prefix("rpc/") {
             return is_name(client).then_some(Purpose::Rpc(client));
@@ -111,12 +111,12 @@ impl Topics {
 
     /// Whether an answer may be sent there: below our own `rsp/` only, else anybody could make us write anywhere that the
     /// broker lets us write.
-    pub(super) fn is_response_topic(&self, topic: &str) -> bool {
+    pub fn is_response_topic(&self, topic: &str) -> bool {
         self.below_rsp(topic).is_some()
     }
 
     /// The same for a viewer's answer: at its own level or below it, so that nobody has answers sent to others.
-    pub(super) fn is_response_topic_of(&self, client: &str, topic: &str) -> bool {
+    pub fn is_response_topic_of(&self, client: &str, topic: &str) -> bool {
         self.below_rsp(topic).is_some_and(|path| path.split('/').next() == Some(client))
     }
 

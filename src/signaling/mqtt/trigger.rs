@@ -26,21 +26,21 @@ const MAX_ID: usize = 128;
 
 /// What a trigger asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ask {
-    pub(super) id: Correlation,
-    pub(super) what: What,
+pub struct Ask {
+    pub id: Correlation,
+    pub what: What,
     /// In the sender's words, for the log.
-    pub(super) reason: Option<String>,
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub enum What {
     Camera(Action),
     Still,
 }
 
 impl What {
-    pub(super) fn slug(self) -> &'static str {
+    pub fn slug(self) -> &'static str {
         match self {
             Self::Camera(Action::Wake { .. }) => "wake",
             Self::Camera(Action::Sleep) => "sleep",
@@ -51,7 +51,7 @@ impl What {
 
 /// Why a trigger, or a word for the privacy switch, is not followed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub enum Refusal {
     #[error("a trigger is a JSON object: {{\"v\":1,\"action\":\"wake\"}}")]
     NotJson,
     #[error("this device speaks version {VERSION} of the protocol; send \"v\":{VERSION}")]
@@ -80,7 +80,7 @@ pub(super) enum Refusal {
 
 impl Refusal {
     /// The stable word for programs.
-    pub(super) fn slug(&self) -> &'static str {
+    pub fn slug(&self) -> &'static str {
         match self {
             Self::NotJson => "not-json",
             Self::UnknownVersion => "unknown-version",
@@ -141,7 +141,7 @@ struct TriggerJson {
 }
 
 /// What a trigger says; on failure with its id, as far as that could be read.
-pub(super) fn parse(payload: &[u8], wall: SystemTime) -> Result<Ask, (Correlation, Refusal)> {
+pub fn parse(payload: &[u8], wall: SystemTime) -> Result<Ask, (Correlation, Refusal)> {
     let json = (payload.len() <= wire::MAX_MESSAGE).then(|| wire::read::<TriggerJson>(payload)).flatten();
     let json = json.ok_or((None, Refusal::NotJson))?;
     let id = json.id();
@@ -149,7 +149,7 @@ pub(super) fn parse(payload: &[u8], wall: SystemTime) -> Result<Ask, (Correlatio
 }
 
 /// A trigger's id, as far as that can be read.
-pub(super) fn id(payload: &[u8]) -> Correlation {
+pub fn id(payload: &[u8]) -> Correlation {
     let json = (payload.len() <= wire::MAX_MESSAGE).then(|| wire::read::<TriggerJson>(payload)).flatten();
     json.and_then(|json| json.id())
 }
@@ -212,7 +212,7 @@ fn check_age(at: Duration, wall: SystemTime) -> Result<(), Refusal> {
 }
 
 /// What the privacy switch is told.
-pub(super) fn parse_switch(payload: &[u8]) -> Result<bool, Refusal> {
+pub fn parse_switch(payload: &[u8]) -> Result<bool, Refusal> {
     match payload {
         b"ON" => Ok(true),
         b"OFF" => Ok(false),
@@ -255,7 +255,7 @@ pub(super) fn done(id: &Correlation, camera: &CameraId, what: &'static str) -> S
     wire::write(&DoneJson { v: VERSION, id: id.as_deref(), r#type: "done", camera: camera.as_str(), action: what })
 }
 
-pub(super) fn error(id: &Correlation, refusal: &Refusal) -> String {
+pub fn error(id: &Correlation, refusal: &Refusal) -> String {
     let fault = Fault {
         id: id.clone(),
         session: None,
