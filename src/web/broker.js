@@ -37,7 +37,7 @@ export class Broker {
       this.#mqtt = new Mqtt(open(url), { client, ...this.#its.who(), filters: filters(), after, message, up: () => this.#up(), denied: (topic, code) => this.#denied(topic, code), ended: (why) => this.#ended(why) });
     } catch {
       // A page that came over https.
-      this.#change({ is: 'refused', title: `This page may use wss:// brokers only, not ${url}` });
+      this.#change({ is: 'refused', title: `This page may use brokers with TLS (wss) only, not ${url}` });
     }
   }
 

@@ -141,8 +141,10 @@ fn modules() -> BTreeMap<&'static str, &'static str> {
     found
 }
 
+/// Of its code: the types that comments import are for the type checker.
 fn imports(module: &str) -> impl Iterator<Item = &str> {
-    module.split("from './").skip(1).filter_map(|rest| rest.split('\'').next())
+    let code = module.lines().filter(|line| line.starts_with("import "));
+    code.filter_map(|line| line.split_once("from './")?.1.split('\'').next())
 }
 
 fn bare(name: &str) -> String {

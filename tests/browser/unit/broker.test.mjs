@@ -62,7 +62,7 @@ test('what is wrong is said with what helps', () => {
   lost.sockets[0].onclose();
   assert.match(lost.broker.state.title, /was lost/);
   const insecure = life({ open: () => { throw new DOMException('insecure', 'SecurityError'); } });
-  assert.match(insecure.broker.state.title, /wss:\/\//);
+  assert.match(insecure.broker.state.title, /TLS \(wss\) only/);
 });
 
 test('a refused user is asked for, not tried again', () => {
