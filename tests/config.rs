@@ -237,6 +237,82 @@ fn secrets_are_not_in_the_configurations_debug_text() {
     assert!(!text.contains("hunter2") && !text.contains(bytes.trim_matches(['[', ']'])), "{text}");
 }
 
+/// `[mqtt]` with these lines, on a machine where anyone may watch.
+fn with_broker(lines: &str) -> Machine {
+    Machine::new().file(&format!("[auth]\nanyone_may_watch = true\n[mqtt]\n{lines}"))
+}
+
+#[test]
+fn without_a_url_there_is_no_broker() {
+    assert!(Machine::new().load().unwrap().mqtt.is_none());
+    assert!(with_broker("url = \"\"\nprefix = \"home/cams\"").load().unwrap().mqtt.is_none());
+}
+
+#[test]
+fn a_brokers_url_has_a_port_by_its_scheme() {
+    for (url, host, port) in [
+        ("mqtt://broker.example.org", "broker.example.org", 1883),
+        ("mqtt://192.168.1.5:1884/", "192.168.1.5", 1884),
+        ("mqtt://[fd00::2]", "fd00::2", 1883),
+        ("mqtt://[fd00::2]:1885", "fd00::2", 1885),
+        ("mqtt://localhost:18830", "localhost", 18830),
+    ] {
+        let mqtt = with_broker(&format!("url = \"{url}\"")).load().unwrap().mqtt.unwrap();
+        assert_eq!((mqtt.host.as_str(), mqtt.port, mqtt.tls.is_none()), (host, port, true), "{url}");
+    }
+}
+
+#[test]
+fn tls_is_spoken_with_whoever_the_ca_file_vouches_for() {
+    let authority = rcgen::generate_simple_self_signed(vec!["broker.example.org".into()]).unwrap();
+    let machine = with_broker("url = \"mqtts://broker.example.org\"\nca_file = \"ca.pem\"");
+    let mqtt = machine.secret("ca.pem", &authority.cert.pem(), 0o644).load().unwrap().mqtt.unwrap();
+    assert_eq!((mqtt.port, mqtt.tls.is_some()), (8883, true));
+}
+
+#[test]
+fn a_password_that_travels_in_clear_text_is_warned_of() {
+    let at = |host: &str| {
+        let lines = format!("url = \"mqtt://{host}\"\nusername = \"frontdoor\"\npassword_file = \"password\"");
+        with_broker(&lines).secret("password", "hunter2\n", 0o600).load().unwrap()
+    };
+    let config = at("broker.example.org");
+    assert_eq!(config.mqtt.as_ref().unwrap().password, "hunter2");
+    assert!(config.warnings.iter().any(|warning| warning.contains("clear text")), "{:?}", config.warnings);
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert!(!at("127.0.0.1").warnings.iter().any(|warning| warning.contains("clear text")));
+}
+
+#[test]
+fn what_is_wrong_with_the_broker_is_said_with_the_remedy() {
+    for (lines, key, words) in [
+        ("url = \"broker\"", "url", "write mqtts://"),
+        ("url = \"mqtt://\"", "url", "write mqtts://"),
+        ("url = \"mqtt://broker/topic\"", "url", "write mqtts://"),
+        ("url = \"mqtt://broker:0\"", "url", "1 to 65535"),
+        ("url = \"mqtt://broker:99999\"", "url", "1 to 65535"),
+        ("url = \"mqtt://[fd00::2\"", "url", "write mqtts://"),
+        ("url = \"tcp://broker\"", "url", "write mqtt://"),
+        ("url = \"wss://broker\"", "url", "mqtts:// port"),
+        ("url = \"mqtt://me:hunter2@broker\"", "url", "password_file"),
+        ("username = \"me\"", "username", "goes with url"),
+        ("home_assistant = true", "home_assistant", "goes with url"),
+        ("url = \"mqtt://broker\"\npassword_file = \"x\"", "username", "goes with password_file"),
+        ("url = \"mqtt://broker\"\nca_file = \"x\"", "ca_file", "mqtts://"),
+        ("url = \"mqtt://broker\"\nprefix = \"a/+\"", "prefix", "one to three names"),
+        ("url = \"mqtt://broker\"\nprefix = \"a/b/c/d\"", "prefix", "one to three names"),
+        ("url = \"mqtt://broker\"\ndiscovery_prefix = \"\"", "discovery_prefix", "one to three names"),
+        ("url = \"mqtt://broker\"\npage_url = \"frontdoor\"", "page_url", "https://"),
+        ("url = \"mqtts://broker\"\nca_file = \"absent\"", "ca_file", "cannot be read"),
+        ("url = \"mqtts://broker\"\nca_file = \"edgecam.toml\"", "ca_file", "BEGIN CERTIFICATE"),
+        ("url = \"mqtts://broker\"\nclient_cert_file = \"x\"", "client_key_file", "goes with client_cert_file"),
+    ] {
+        let complaint = with_broker(lines).complaint();
+        assert!(complaint.starts_with(&format!("mqtt.{key}: ")), "{lines}: {complaint}");
+        assert!(complaint.contains(words) && !complaint.contains("hunter2"), "{lines}: {complaint}");
+    }
+}
+
 /// What stands in the file, and the whole of what is said about it.
 const BAD_FILES: &[(&str, &str)] = &[
     // Keys that are not there.
@@ -551,7 +627,7 @@ fn every_example_in_the_manual_is_understood() {
     let examples: Vec<&str> = manual.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert!(examples.len() > 4);
     for example in examples {
-        let machine = ["token-key", "turn-secret", "turn-password"]
+        let machine = ["token-key", "mqtt-password", "turn-secret", "turn-password"]
             .into_iter()
             .fold(Machine::new().file(example), |machine, name| machine.secret(name, &KEY.repeat(2), 0o600));
         machine.load().unwrap_or_else(|error| panic!("{error}\nin\n{example}"));

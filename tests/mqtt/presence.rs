@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::broker::Broker;
-use super::client::{Client, Message};
-use super::daemon::Daemon;
+use super::client::{Client, Extras, Message};
+use super::daemon::{Daemon, DaemonPlan, edgecam};
 use super::viewing::Watching;
 
 fn says(word: &'static str) -> impl Fn(&Message) -> bool {
@@ -98,4 +98,44 @@ async fn everything_is_said_again_to_a_broker_that_forgot_it() {
     assert_eq!(late.hears(&daemon.topic("cam/front/enabled/state")).await.text(), "ON");
     // And it listens again.
     Watching::by_mqtt(&mut late, &daemon, "late").await.has_lost_nothing().await;
+}
+
+#[tokio::test]
+async fn a_device_that_is_to_be_forgotten_leaves_nothing_behind() {
+    let broker = Broker::open().await;
+    let plan =
+        DaemonPlan { mqtt: format!("url = \"{}\"\nhome_assistant = true\n", broker.url()), ..DaemonPlan::new("") };
+    let mut daemon = Daemon::with(plan).await;
+    daemon.is_linked().await;
+    let announcement = "homeassistant/device/edgecam_frontdoor/config";
+    let mut house = Client::comes(broker.port(), "house").await;
+    house.subscribes(announcement).await;
+    assert_eq!(house.hears(announcement).await.json()["device"]["name"], "frontdoor");
+    // A camera that was taken out of the configuration since.
+    let left = Extras { retain: true, ..Extras::default() };
+    house.publishes_with("edgecam/frontdoor/cam/garden/state", "{}", left).await;
+    daemon.stop().await;
+    let config = daemon.config();
+    let output = tokio::task::spawn_blocking(move || edgecam(&["mqtt", "forget", "--config", &config])).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("edgecam/frontdoor/cam/garden/state"), "{output:?}");
+    let mut late = Client::comes(broker.port(), "late").await;
+    late.subscribes("edgecam/#").await;
+    late.subscribes("homeassistant/#").await;
+    assert_eq!(late.has_heard_by_now("edgecam/x").await, []);
+}
+
+#[tokio::test]
+async fn a_device_is_announced_again_when_home_assistant_comes_back() {
+    let broker = Broker::open().await;
+    let plan =
+        DaemonPlan { mqtt: format!("url = \"{}\"\nhome_assistant = true\n", broker.url()), ..DaemonPlan::new("") };
+    let daemon = Daemon::with(plan).await;
+    daemon.is_linked().await;
+    let announcement = "homeassistant/device/edgecam_frontdoor/config";
+    let mut house = Client::comes(broker.port(), "house").await;
+    house.subscribes(announcement).await;
+    assert!(house.hears(announcement).await.retained);
+    house.publishes("homeassistant/status", "online").await;
+    assert!(!house.hears(announcement).await.retained);
 }
