@@ -10,7 +10,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message as Frame;
 
-use crate::broker::Broker;
+use crate::broker::{Broker, BrokerPlan};
 use crate::client::{Client, Extras};
 use crate::contestant::{Contestant, Server, Show};
 use crate::measures::Plan;
@@ -19,8 +19,13 @@ use crate::usage::Usage;
 /// What the device does in each camera's name is left out: a picture so small that its encoder costs next to nothing.
 const SMALL: Show<'_> = Show::TestPicture { width: 160, height: 96, linger_s: 60 };
 
+/// As `docs/examples/mqtt` has it: mosquitto otherwise waits with an answer until the client's system has confirmed what came
+/// before it.
+const DOCUMENTED: &str = "set_tcp_nodelay true";
+
 /// Milliseconds from the offer to the answer, by both ways in turn, with the same offer.
 pub(crate) struct Answers {
+    pub(crate) broker: &'static str,
     pub(crate) mqtt: Vec<f64>,
     pub(crate) websocket: Vec<f64>,
 }
@@ -42,15 +47,19 @@ pub(crate) struct Presence {
     pub(crate) times: Vec<f64>,
 }
 
-pub(crate) fn answers(plan: &Plan<'_>) -> Result<Answers> {
-    eprintln!("mqtt: offers and answers");
+pub(crate) fn answers(plan: &Plan<'_>) -> Result<[Answers; 2]> {
+    Ok([answers_of(plan, "mosquitto as installed", "")?, answers_of(plan, "mosquitto as documented", DOCUMENTED)?])
+}
+
+fn answers_of(plan: &Plan<'_>, name: &'static str, lines: &str) -> Result<Answers> {
+    eprintln!("mqtt: offers and answers, {name}");
     runtime()?.block_on(async {
-        let broker = pinned_broker().await?;
+        let broker = pinned_broker(lines).await?;
         let server = linked(plan, &broker)?;
         let offer = an_offer().await?;
         let mut by_mqtt = Viewer::comes(&broker, "viewer").await?;
         let (mut by_websocket, _) = tokio_tungstenite::connect_async(server.websocket()).await?;
-        let mut answers = Answers { mqtt: Vec::new(), websocket: Vec::new() };
+        let mut answers = Answers { broker: name, mqtt: Vec::new(), websocket: Vec::new() };
         // The first of each opens the camera and fills caches.
         for number in 0..=plan.offers {
             let name = format!("m{number}");
@@ -84,7 +93,7 @@ pub(crate) fn flooded(plan: &Plan<'_>) -> Result<Flooded> {
     const PER_SECOND: usize = 10_000;
     eprintln!("mqtt: flood");
     runtime()?.block_on(async {
-        let broker = pinned_broker().await?;
+        let broker = pinned_broker(DOCUMENTED).await?;
         let server = linked(plan, &broker)?;
         let offer = an_offer().await?;
         let mut viewer = Viewer::comes(&broker, "viewer").await?;
@@ -129,7 +138,7 @@ pub(crate) fn presence(plan: &Plan<'_>) -> Result<Presence> {
         "encoder": null, "width": 1280, "height": 720, "fps": 30, "bitrate_kbps": null, "error": null,
     });
     runtime()?.block_on(async {
-        let broker = pinned_broker().await?;
+        let broker = pinned_broker(DOCUMENTED).await?;
         let mut devices = Client::comes(broker.port(), "devices").await;
         for number in 0..plan.devices {
             let kept = || Extras { retain: true, ..Extras::default() };
@@ -224,8 +233,8 @@ impl Flood {
 }
 
 /// On the viewers' core: what it uses is not the device's.
-async fn pinned_broker() -> Result<Broker> {
-    let broker = Broker::open().await;
+async fn pinned_broker(lines: &str) -> Result<Broker> {
+    let broker = Broker::with(BrokerPlan { lines: lines.to_owned(), ..BrokerPlan::default() }).await;
     let pinned = std::process::Command::new("taskset").args(["-cp", "1", &broker.pid().to_string()]).output()?;
     ensure!(pinned.status.success(), "the broker cannot be pinned");
     Ok(broker)

@@ -186,16 +186,21 @@ pub(crate) fn idle(idle: &[Idle; 2]) -> String {
     out
 }
 
-pub(crate) fn mqtt(answers: &Answers, flooded: &Flooded, presence: &Presence) -> String {
+pub(crate) fn mqtt(answers: &[Answers], flooded: &Flooded, presence: &Presence) -> String {
     let mut out =
         "## Through a broker\n\nFrom the offer to the answer, in ms; by both ways in turn, with the same offer.\n\n\
                    | way | offers | p50 | p99 | promised |\n|---|---|---|---|---|\n"
             .to_owned();
-    row(&mut out, "mosquitto", &answers.mqtt, "");
-    row(&mut out, "WebSocket", &answers.websocket, "");
-    row(&mut out, "mosquitto, beside a flood", &flooded.answers, &verdict(quantile(&flooded.answers, 0.99), 1000.0));
-    let ratio = median(&answers.mqtt) / median(&answers.websocket);
-    let _ = writeln!(out, "\nThe broker takes {ratio:.1} times as long as the WebSocket at p50.");
+    for Answers { broker, mqtt, websocket } in answers {
+        row(&mut out, broker, mqtt, "");
+        row(&mut out, "WebSocket, in the same turns", websocket, "");
+    }
+    let promised = verdict(quantile(&flooded.answers, 0.99), 1000.0);
+    row(&mut out, "mosquitto as documented, beside a flood", &flooded.answers, &promised);
+    for Answers { broker, mqtt, websocket } in answers {
+        let ratio = median(mqtt) / median(websocket);
+        let _ = writeln!(out, "\n{broker}: {ratio:.1} times the WebSocket's p50.");
+    }
     let Flooded { sent_per_second, received_per_second, cpu, rss_kib, reconnects, .. } = flooded;
     let _ = writeln!(
         out,

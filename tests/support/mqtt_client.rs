@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::v5 as five;
-use rumqttc::{TlsConfiguration, Transport, mqttbytes, v5};
+use rumqttc::{NetworkOptions, TlsConfiguration, Transport, mqttbytes, v5};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -76,7 +76,9 @@ impl Client {
     }
 
     pub async fn with(mut options: v5::MqttOptions) -> Result<Self, String> {
-        options.set_max_packet_size(Some(1 << 20));
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network).set_max_packet_size(Some(1 << 20));
         let (client, mut events) = v5::AsyncClient::new(options, 64);
         let (hear, heard) = mpsc::channel(1024);
         let polling = tokio::spawn(async move {
