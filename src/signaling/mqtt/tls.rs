@@ -31,9 +31,7 @@ pub enum TlsError {
     NoAuthority,
     #[error("there is no certificate in this file; it has to be PEM, beginning with -----BEGIN CERTIFICATE-----")]
     NoClientCertificate,
-    #[error(
-        "there is no unencrypted private key in this file; it has to be PEM, beginning with -----BEGIN PRIVATE KEY-----"
-    )]
+    #[error("there is no unencrypted private key in this file; it has to be PEM (PKCS #8, PKCS #1 or SEC1)")]
     NoClientKey,
     #[error("the certificate and its key do not go together: {0}")]
     Mismatch(String),
