@@ -1,7 +1,7 @@
 # The words people and CI type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit browser camera-vm check fmt bench fuzz packages-run packages-test packages-bench
+.PHONY: help run build test unit browser camera-vm check fmt bench cross deb fuzz packages-run packages-test packages-bench
 
 CARGO := cargo
 BROWSER := tests/browser
@@ -41,6 +41,12 @@ fmt: ## format the Rust code
 bench: packages-bench ## what the product promises, measured beside its peers (half an hour); PARTS="load idle" for some
 	benches/references/install.sh
 	$(CARGO) bench --locked --bench promises -- $(PARTS)
+
+cross: ## the optimised program for a board: make cross TARGET=aarch64 (Raspberry Pi 3, 4, 5, Zero 2 W) or armv7
+	cross/build $(or $(TARGET),aarch64)
+
+deb: ## the Debian package: make deb TARGET=aarch64, armv7 or native
+	cross/deb $(or $(TARGET),native)
 
 fuzz: ## fuzz one target: make fuzz TARGET=wire SECONDS=60 (nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run $(or $(TARGET),wire) -- -max_total_time=$(or $(SECONDS),60)

@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         Command::Token(args) => cli::token(args, wall_clock()),
         Command::Probe(args) => runtime().and_then(|runtime| runtime.block_on(cli::probe(args))),
         Command::Config(ConfigCommand::Show(args)) => cli::show_config(args),
+        Command::Completions { shell } => cli::completions(shell),
+        Command::Man => cli::manual(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
