@@ -1,7 +1,7 @@
 # The words people and CI type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit browser camera-vm check fmt bench cross deb fuzz packages-run packages-test packages-bench
+.PHONY: help run build test unit browser camera-vm check fmt bench cross deb package-test on-device fuzz packages-run packages-test packages-bench
 
 CARGO := cargo
 BROWSER := tests/browser
@@ -47,6 +47,12 @@ cross: ## the optimised program for a board: make cross TARGET=aarch64 (Raspberr
 
 deb: ## the Debian package: make deb TARGET=aarch64, armv7 or native
 	cross/deb $(or $(TARGET),native)
+
+package-test: packages-cross ## the package in a clean Debian: install, run, upgrade, remove, purge (as root)
+	tests/package/run "$$(cross/deb native)"
+
+on-device: ## what only a real board can show, over ssh: make on-device HOST=pi@raspberrypi.local
+	scripts/on-device $(HOST)
 
 fuzz: ## fuzz one target: make fuzz TARGET=wire SECONDS=60 (nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run $(or $(TARGET),wire) -- -max_total_time=$(or $(SECONDS),60)
