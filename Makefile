@@ -48,7 +48,7 @@ cross: ## the optimised program for a board: make cross TARGET=aarch64 (Raspberr
 deb: ## the Debian package: make deb TARGET=aarch64, armv7 or native
 	cross/deb $(or $(TARGET),native)
 
-package-test: packages-cross ## the package in a clean Debian: install, run, upgrade, remove, purge (as root)
+package-test: packages-package ## the package in a clean Debian: install, run, upgrade, remove, purge (as root)
 	tests/package/run "$$(cross/deb native)"
 
 on-device: ## what only a real board can show, over ssh: make on-device HOST=pi@raspberrypi.local
@@ -57,7 +57,7 @@ on-device: ## what only a real board can show, over ssh: make on-device HOST=pi@
 fuzz: ## fuzz one target: make fuzz TARGET=wire SECONDS=60 (nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run $(or $(TARGET),wire) -- -max_total_time=$(or $(SECONDS),60)
 
-packages-run packages-test packages-bench:
+packages-run packages-test packages-bench packages-package:
 	@scripts/install-packages $(@:packages-%=%)
 
 $(BROWSER)/node_modules: $(BROWSER)/package-lock.json
