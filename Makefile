@@ -1,7 +1,8 @@
 # The words people and CI type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit browser camera-vm faults check fmt bench fuzz packages-run packages-test packages-bench
+.PHONY: help run build test unit browser camera-vm faults check fmt bench cross deb package-test on-device fuzz
+.PHONY: packages-run packages-test packages-bench packages-package
 
 CARGO := cargo
 BROWSER := tests/browser
@@ -45,10 +46,22 @@ bench: packages-bench ## what the product promises, measured beside its peers (h
 	benches/references/install.sh
 	$(CARGO) bench --locked --bench promises -- $(PARTS)
 
+cross: ## the optimised program for a board: make cross TARGET=aarch64 (Raspberry Pi 3, 4, 5, Zero 2 W) or armv7
+	cross/build $(or $(TARGET),aarch64)
+
+deb: ## the Debian package: make deb TARGET=aarch64, armv7 or native
+	cross/deb $(or $(TARGET),native)
+
+package-test: packages-package ## the package in a clean Debian: install, run, upgrade, remove, purge (as root)
+	tests/package/run "$$(cross/deb native)"
+
+on-device: ## what only a real board can show, over ssh: make on-device HOST=pi@raspberrypi.local
+	scripts/on-device $(HOST)
+
 fuzz: ## fuzz one target: make fuzz TARGET=wire SECONDS=60 (nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run $(or $(TARGET),wire) -- -max_total_time=$(or $(SECONDS),60)
 
-packages-run packages-test packages-bench:
+packages-run packages-test packages-bench packages-package:
 	@scripts/install-packages $(@:packages-%=%)
 
 $(BROWSER)/node_modules: $(BROWSER)/package-lock.json

@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Command::Mqtt(MqttCommand::Forget(args)) => mqtt_forget(&args.sources()),
         Command::Page(args) => cli::page(args),
         Command::Config(ConfigCommand::Show(args)) => cli::show_config(args),
+        Command::Completions { shell } => cli::completions(shell),
+        Command::Man => cli::manual(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

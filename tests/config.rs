@@ -153,6 +153,19 @@ fn a_secret_is_looked_for_among_systemds_credentials_first() {
 }
 
 #[test]
+fn the_packages_unit_hands_over_a_whole_folder_of_secrets() {
+    // systemd names each file of a folder after the folder's credential: systemd.exec(5), "LoadCredential=".
+    let credentials = TempDir::new().unwrap();
+    fs::write(credentials.path().join("secrets_turn-secret"), "from systemd\n").unwrap();
+    let machine = Machine::new().file(&turn("secret_file = \"turn-secret\""));
+    fs::create_dir(machine.path("secrets")).unwrap();
+    let machine = machine.secret("secrets/turn-secret", "in the folder", 0o600);
+    assert_eq!(turn_secret(&machine), "in the folder");
+    let machine = machine.variable("CREDENTIALS_DIRECTORY", credentials.path().to_str().unwrap());
+    assert_eq!(turn_secret(&machine), "from systemd");
+}
+
+#[test]
 fn a_secret_that_others_can_read_is_warned_of() {
     let machine = Machine::new().file("[auth]\ntoken_key_file = \"key\"").secret("key", &KEY.repeat(2), 0o640);
     let warnings = machine.load().unwrap().warnings;

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use edgecam::config::{Config, Flag, Sources};
 use edgecam::core::signal::CameraId;
 use edgecam::probe::{self, Endpoint, ProbeSettings};
@@ -49,6 +50,11 @@ pub(crate) enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print the completions of a shell, for a file that it reads at its start
+    Completions { shell: Shell },
+    /// Print the manual page, for the package
+    #[command(hide = true)]
+    Man,
 }
 
 #[derive(Debug, Args)]
@@ -162,6 +168,31 @@ pub(crate) fn show_config(args: ConfigArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// # Errors
+/// A closed stdout.
+pub(crate) fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "edgecam", &mut text);
+    Ok(io::stdout().write_all(&text)?)
+}
+
+/// # Errors
+/// A closed stdout.
+pub(crate) fn manual() -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    let page = clap_mangen::Man::new(Cli::command().disable_help_subcommand(true));
+    page.render_title(&mut text)?;
+    page.render_name_section(&mut text)?;
+    page.render_synopsis_section(&mut text)?;
+    page.render_description_section(&mut text)?;
+    page.render_subcommands_section(&mut text)?;
+    text.extend(MANUAL_END.as_bytes());
+    Ok(io::stdout().write_all(&text)?)
+}
+
+/// What a manual page has beyond the commands; roff.
+const MANUAL_END: &str = include_str!("manual_end.roff");
+
 /// Prints a token for this device, signed with its key.
 ///
 /// # Errors
@@ -250,8 +281,6 @@ fn ttl(text: &str) -> Result<Ttl, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::error::Wrong;
 
+/// The package's folder for them, next to the configuration; and the name under which its unit hands them over, which systemd
+/// puts before each file's own: `LoadCredential=secrets:/etc/edgecam/secrets` gives `secrets_token-key`.
+const FOLDER: &str = "secrets";
+
 /// Where secret files are looked for.
 pub(super) struct Secrets<'a> {
     /// What systemd put there for this service (systemd.exec(5), "LoadCredential=").
@@ -20,7 +24,7 @@ impl<'a> Secrets<'a> {
     }
 
     /// The text in the file that `key` names, without white space around it. A relative name is looked for among systemd's
-    /// credentials, then next to the configuration.
+    /// credentials, then next to the configuration, then in `secrets` there.
     ///
     /// # Errors
     /// Names the file that could not be read, or that it is empty.
@@ -43,8 +47,11 @@ impl<'a> Secrets<'a> {
 
     fn find(&self, name: &str) -> PathBuf {
         // An absolute name replaces the folder it is joined to.
-        let credential = self.credentials.map(|folder| Path::new(folder).join(name));
-        credential.filter(|path| path.exists()).unwrap_or_else(|| self.folder.join(name))
+        let credentials = self.credentials.map(Path::new);
+        let given = credentials.map(|folder| [folder.join(name), folder.join(format!("{FOLDER}_{name}"))]);
+        let beside = self.folder.join(name);
+        let places = given.into_iter().flatten().chain([beside.clone(), self.folder.join(FOLDER).join(name)]);
+        places.into_iter().find(|path| path.exists()).unwrap_or(beside)
     }
 }
 
