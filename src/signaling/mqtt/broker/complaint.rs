@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rumqttc::v5::mqttbytes::Error as PacketError;
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
 use rumqttc::v5::{ConnectionError, StateError, TlsError};
 
@@ -49,7 +50,8 @@ pub(super) fn explain(error: &ConnectionError, was_connected: bool, settings: &M
         ConnectionError::Io(error) | ConnectionError::Tls(TlsError::Io(error)) => {
             tls::explain(error).unwrap_or_else(|| explain_io(error, settings))
         }
-        ConnectionError::MqttState(StateError::Io(error)) => {
+        // Where the library was reading a packet, it hands the socket's error on as the packet's.
+        ConnectionError::MqttState(StateError::Io(error) | StateError::Deserialization(PacketError::Io(error))) => {
             tls::explain(error).unwrap_or_else(|| explain_io(error, settings))
         }
         ConnectionError::ConnectionRefused(code) => explain_refusal(*code, settings),
@@ -148,4 +150,29 @@ fn explain_disconnect(code: DisconnectReasonCode, words: Option<&str>) -> Compla
         }
     };
     Complaint { slug, words }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A broker on TLS that is killed says no close_notify; rustls then calls the end of the stream unexpected.
+    #[test]
+    fn a_broker_that_vanishes_in_the_middle_of_a_packet_was_cut_off_and_not_misunderstood() {
+        let settings = MqttSettings {
+            host: "broker.example.org".into(),
+            port: 8883,
+            tls: None,
+            username: String::new(),
+            password: String::new(),
+            prefix: "edgecam".into(),
+            home_assistant: None,
+            page_url: None,
+        };
+        let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+        let error = ConnectionError::MqttState(StateError::Deserialization(PacketError::Io(error)));
+        let complaint = explain(&error, true, &settings);
+        assert!(complaint.is_without_words(), "{complaint:?}");
+        assert_eq!(complaint.words, "the connection to broker.example.org port 8883 was cut");
+    }
 }
