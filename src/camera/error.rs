@@ -77,10 +77,12 @@ impl SourceError {
 
     /// Somebody has the device; who, is looked up.
     pub(super) fn busy(path: PathBuf) -> Self {
-        if device::is_held_by_us(&path) {
+        let holders = device::holders(&path);
+        // An attempt that has just failed may not have let go yet: others count first.
+        if holders.is_empty() && device::is_held_by_us(&path) {
             return Self::Stuck { path };
         }
-        Self::Busy { holders: device::holders(&path), path }
+        Self::Busy { holders, path }
     }
 
     /// The whole chain of causes in one line, for people.
