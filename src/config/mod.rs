@@ -61,6 +61,16 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
+/// Of some settings, where each was set; `None`: nobody has set it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    pub listen: Option<String>,
+    pub token_key_file: Option<String>,
+    /// Only when it says yes.
+    pub anyone_may_watch: Option<String>,
+    pub cameras: Option<String>,
+}
+
 /// Where a configuration comes from. Plain values, so that a test can make up a whole machine.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -90,7 +100,20 @@ impl Config {
     /// Everything that has to be put right, each with its key and where it was set.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let (file, mut findings) = read(sources)?;
-        Self::from_file(file, sources, &mut findings).ok_or(ConfigError::Invalid(findings.problems))
+        let secrets = Secrets::new(&sources.environment, sources.folder());
+        Self::from_file(file, sources, &secrets, &mut findings).ok_or(ConfigError::Invalid(findings.problems))
+    }
+
+    /// The same for whoever may not read every secret: in place of those stand some that nobody knows. Comes with the files that
+    /// were not read.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_where_readable(sources: &Sources) -> Result<(Self, Vec<PathBuf>), ConfigError> {
+        let (file, mut findings) = read(sources)?;
+        let secrets = Secrets::new(&sources.environment, sources.folder()).where_readable();
+        let config = Self::from_file(file, sources, &secrets, &mut findings);
+        Ok((config.ok_or(ConfigError::Invalid(findings.problems))?, secrets.unread()))
     }
 
     /// The merged layers as TOML, with the origin of each value. Holds no secrets, as the layers hold none.
@@ -102,14 +125,28 @@ impl Config {
         Ok(show::show(&file, &Shape::of_the_file(), &origins))
     }
 
+    /// What somebody has settled of what a first start needs.
+    ///
+    /// # Errors
+    /// Keys and types that are wrong; whether the values make sense together is not looked at.
+    pub fn chosen(sources: &Sources) -> Result<Chosen, ConfigError> {
+        let (file, findings) = read(sources)?;
+        let origin = |key| Some(findings.origin(key).to_owned()).filter(|origin| origin != BY_DEFAULT);
+        Ok(Chosen {
+            listen: origin("http.listen"),
+            token_key_file: origin("auth.token_key_file").filter(|_| !file.auth.token_key_file.is_empty()),
+            anyone_may_watch: origin("auth.anyone_may_watch").filter(|_| file.auth.anyone_may_watch),
+            cameras: origin("camera[0].id"),
+        })
+    }
+
     /// `None`: the findings hold at least one problem.
-    fn from_file(file: ConfigToml, sources: &Sources, findings: &mut Findings) -> Option<Self> {
+    fn from_file(file: ConfigToml, sources: &Sources, secrets: &Secrets<'_>, findings: &mut Findings) -> Option<Self> {
         let ConfigToml { device, http, ice, auth, mqtt, limits, log, camera } = file;
         let mut warnings = Vec::new();
         if sources.has_files() && findings.origin("camera[0].id") == BY_DEFAULT {
             warnings.push("no [[camera]] is configured; showing the built-in test camera".into());
         }
-        let secrets = Secrets::new(&sources.environment, sources.folder());
         let state_dir = findings.keep("device", settings::state_dir(device.state_dir, &sources.environment));
         let device = findings.keep("device", settings::device(device.id, &sources.host_name));
         let links = findings.keep("", settings::links(&limits, &http));
@@ -118,14 +155,14 @@ impl Config {
         let listener = findings.keep("http", HttpSettings::try_from(&http));
         let listen = findings.keep("http", settings::listen(&http));
         let access = listen.zip(device.clone()).and_then(|(listen, device)| {
-            let access = settings::access(auth, http, !mqtt.url.is_empty(), listen, device, &secrets, &mut warnings);
+            let access = settings::access(auth, http, !mqtt.url.is_empty(), listen, device, secrets, &mut warnings);
             findings.keep("", access)
         });
-        let mqtt = findings.keep("mqtt", broker::mqtt(mqtt, &secrets, &mut warnings));
+        let mqtt = findings.keep("mqtt", broker::mqtt(mqtt, secrets, &mut warnings));
         let media = listen.and_then(|listen| findings.keep("ice", settings::media(&ice, listen)));
         let mut ice_servers = Vec::new();
         for (index, server) in ice.servers.into_iter().enumerate() {
-            let server = settings::ice_server(server, &secrets, &mut warnings);
+            let server = settings::ice_server(server, secrets, &mut warnings);
             ice_servers.extend(findings.keep(&format!("ice.servers[{index}]"), server));
         }
         let log = findings.keep("log", log.try_into());
@@ -181,9 +218,14 @@ impl Sources {
     }
 
     /// Where `conf.d` and secret files are looked for.
-    fn folder(&self) -> PathBuf {
+    pub fn folder(&self) -> PathBuf {
         let file = self.config.as_ref().unwrap_or(&self.default_config);
         file.parent().unwrap_or(Path::new("")).to_path_buf()
+    }
+
+    /// Whether this is the configuration that the system's service runs with.
+    pub fn is_the_services(&self) -> bool {
+        self.config.as_deref().is_none_or(|config| config == Path::new(Self::DEFAULT_CONFIG))
     }
 
     fn has_files(&self) -> bool {
