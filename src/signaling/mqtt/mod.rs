@@ -13,6 +13,7 @@
 //! | `retained` | what the broker keeps, sent anew on every connection |
 //! | `home_assistant` | discovery |
 //! | `forget` | takes back what the broker keeps |
+//! | `visit` | whether the link would come up |
 //!
 //! Two tasks: the connection's only polls and hands on; the link's, in this file, decides. Neither ever waits for the other or for
 //! the broker: what does not fit is dropped and counted, and what is retained is sent later.
@@ -28,6 +29,7 @@ mod tls;
 pub mod topics;
 pub mod trigger;
 mod viewers;
+mod visit;
 
 use std::fmt;
 use std::sync::Arc;
@@ -51,6 +53,7 @@ pub use self::topics::{MAX_PREFIX_LEVELS, is_prefix};
 use self::topics::{Purpose, Topics};
 use self::trigger::Paces;
 use self::viewers::{ReplyTo, Verdict, Viewers};
+pub use self::visit::visit;
 use super::{Inbound, Links, Outbox, clock, wall_clock};
 use crate::core::counters::MqttDrop;
 use crate::core::pace::{Pace, Rate};

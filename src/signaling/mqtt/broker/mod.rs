@@ -101,6 +101,37 @@ pub(super) async fn keep_connected(plan: Plan, ends: Ends) {
     dialer.ends.counters.mqtt.connected.set(0);
 }
 
+/// One connection, ended when it stands and the broker has acknowledged `message`. Says which topics it does not let us have, to
+/// listen to or to write.
+///
+/// # Errors
+/// Why there is no connection, and the remedy.
+pub(super) async fn visit(plan: Plan, message: Outgoing) -> Result<Vec<String>, String> {
+    let (lines, mut standing) = watch::channel(None);
+    let (incoming, _inbox) = mpsc::channel(1);
+    let ends = Ends { lines, incoming, counters: Arc::default(), cut: CancellationToken::new() };
+    let mut dialer = Dialer { plan, ends, terms: WillTerms::default(), told: Told::default() };
+    let speak = async {
+        let line: Option<Line> = standing.wait_for(Option::is_some).await.ok().and_then(|line| line.clone());
+        if let Some(line) = line {
+            // The queue is empty, and what is said is short.
+            let _ = line.try_publish(&message);
+            line.settled().await;
+            line.hang_up();
+        }
+        std::future::pending().await
+    };
+    let (_, end) = tokio::select! {
+        ended = dialer.hold_one() => ended,
+        never = speak => never,
+    };
+    match end {
+        End::HungUp => Ok(dialer.told.filters.into_iter().chain(dialer.told.topics).collect()),
+        End::Silent(words) => Err(words.into()),
+        End::Failed(error) => Err(explain(&error, false, &dialer.plan.settings).words),
+    }
+}
+
 struct Dialer {
     plan: Plan,
     ends: Ends,
