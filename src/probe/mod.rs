@@ -2,6 +2,8 @@
 //!
 //! It stands on crate `webrtc`, the async shell over the library that `peer.rs` drives by hand: one peer, no hurry.
 
+pub mod daemon;
+pub mod ice_server;
 mod pictures;
 mod report;
 mod whep;
