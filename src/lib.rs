@@ -4,7 +4,7 @@
 //!
 //! | Floor | Modules | Task |
 //! |---|---|---|
-//! | 4 house | `main`, `cli`, [`app`] | commands; builds, starts, watches and stops the parts |
+//! | 4 house | `main`, `cli`, [`app`], [`doctor`] | commands; builds, starts, watches and stops the parts; looks at what they need |
 //! | 3 drive | [`engine`], [`config`] | moves bytes and time in and out; turns one file into each part's settings |
 //! | 2 machine | [`publisher`] | all that is decided about viewers, without I/O |
 //! | 1 parts | [`camera`], [`signaling`], [`peer`], [`hub`], [`net`], [`http`], [`switches`], [`telemetry`], [`web`], [`probe`] | each knows `core` and its own outside library |
@@ -19,6 +19,7 @@ pub mod app;
 pub mod camera;
 pub mod config;
 pub mod core;
+pub mod doctor;
 pub mod engine;
 pub mod http;
 pub mod hub;

@@ -501,14 +501,37 @@ pub(super) fn add_and_link(
     gst::Element::link_many(&chain).map_err(graph_error)
 }
 
+/// The elements that live in packages of their own, with the package of each; encoders not among them.
+const PACKAGES: [(&str, &str); 6] = [
+    ("v4l2src", "gstreamer1.0-plugins-good"),
+    ("jpegdec", "gstreamer1.0-plugins-good"),
+    ("jpegenc", "gstreamer1.0-plugins-good"),
+    ("h264parse", "gstreamer1.0-plugins-bad"),
+    ("videotestsrc", "gstreamer1.0-plugins-base"),
+    ("videoconvert", "gstreamer1.0-plugins-base"),
+];
+
 pub(super) fn element(name: &'static str) -> Result<gst::Element, SourceError> {
-    let package = match name {
-        "v4l2src" | "jpegdec" | "jpegenc" => "gstreamer1.0-plugins-good",
-        "h264parse" => "gstreamer1.0-plugins-bad",
-        "videotestsrc" | "videoconvert" => "gstreamer1.0-plugins-base",
-        _ => "libgstreamer1.0-0",
-    };
+    let package = PACKAGES.iter().find(|(known, _)| *known == name).map_or("libgstreamer1.0-0", |(_, package)| package);
     gst::ElementFactory::make(name).build().map_err(|_| SourceError::NoElement { name, package })
+}
+
+/// What is installed of GStreamer.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    pub version: String,
+    /// Elements that are not there, with the Debian package that brings each.
+    pub missing: Vec<(&'static str, &'static str)>,
+}
+
+/// # Errors
+/// When GStreamer does not start.
+pub fn installed() -> Result<Installed, SourceError> {
+    init()?;
+    let (major, minor, micro, _) = gst::version();
+    let is_missing = |(name, _): &(&'static str, &'static str)| gst::ElementFactory::find(name).is_none();
+    let missing = PACKAGES.into_iter().filter(is_missing).collect();
+    Ok(Installed { version: format!("{major}.{minor}.{micro}"), missing })
 }
 
 pub(super) fn raw_caps(format: &str, picture: &Picture) -> gst::Caps {

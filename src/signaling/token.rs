@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +20,7 @@ const MAX_TOKEN: usize = 2048;
 /// How far the clocks of minting and checking may be apart.
 const LEEWAY: Duration = Duration::from_secs(60);
 
-/// No true clock shows less: 2026-11-01, before the first release of this program. A board without a battery for its clock
-/// starts far below, until the network has told it the time.
+/// No true clock shows less: 2026-11-01, before the first release of this program.
 const RELEASED: Duration = Duration::from_secs(1_793_491_200);
 
 /// The secret that signs and checks tokens.
@@ -44,6 +43,16 @@ impl TokenKey {
         }
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, secret)))
     }
+}
+
+/// What goes into a new key file: 32 random bytes as text.
+pub fn new_key() -> String {
+    STANDARD.encode(rand::random::<[u8; 32]>())
+}
+
+/// Whether this can be the time now. A board without a battery for its clock starts below, until the network has told it.
+pub fn is_clock_set(now: SystemTime) -> bool {
+    since_epoch(now) >= RELEASED
 }
 
 impl fmt::Debug for TokenKey {

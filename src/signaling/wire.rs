@@ -167,8 +167,8 @@ pub fn encode(outgoing: &Outgoing<'_>, bare: bool) -> String {
     message.to_string()
 }
 
-/// JSON of our own types for other parts of signaling: tokens.
-pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+/// JSON of our own types for others who know none: tokens, and what another edgecam answered.
+pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     serde_json::from_slice(bytes).ok()
 }
 

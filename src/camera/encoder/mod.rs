@@ -103,14 +103,29 @@ pub fn prepare() {
 /// When GStreamer does not start.
 pub fn survey() -> Result<Vec<EncoderReport>, SourceError> {
     pipeline::init()?;
-    Ok(Kind::ALL
-        .into_iter()
-        .map(|kind| {
-            let outcome = test(kind);
-            let device = (kind == Kind::V4l2).then(hardware_node).flatten();
-            EncoderReport { name: kind.name(), works: outcome == Outcome::Works, device, problem: outcome.to_string() }
-        })
-        .collect())
+    Ok(Kind::ALL.into_iter().map(report).collect())
+}
+
+/// Tries the encoders from the best on until one works, which is then the last. Blocks for up to some seconds.
+///
+/// # Errors
+/// When GStreamer does not start.
+pub fn first_working() -> Result<Vec<EncoderReport>, SourceError> {
+    pipeline::init()?;
+    let mut reports = Vec::new();
+    for kind in Kind::ALL {
+        reports.push(report(kind));
+        if reports.last().is_some_and(|report| report.works) {
+            break;
+        }
+    }
+    Ok(reports)
+}
+
+fn report(kind: Kind) -> EncoderReport {
+    let outcome = test(kind);
+    let device = (kind == Kind::V4l2).then(hardware_node).flatten();
+    EncoderReport { name: kind.name(), works: outcome == Outcome::Works, device, problem: outcome.to_string() }
 }
 
 /// What is to be encoded.
