@@ -4,7 +4,7 @@
 //!
 //! | Floor | Modules | Task |
 //! |---|---|---|
-//! | 4 house | `main`, `cli`, [`app`], [`doctor`] | commands; builds, starts, watches and stops the parts; looks at what they need |
+//! | 4 house | `main`, `cli`, [`app`], [`doctor`], [`setup`] | commands; builds, starts, watches and stops the parts; looks at what they need |
 //! | 3 drive | [`engine`], [`config`] | moves bytes and time in and out; turns one file into each part's settings |
 //! | 2 machine | [`publisher`] | all that is decided about viewers, without I/O |
 //! | 1 parts | [`camera`], [`signaling`], [`peer`], [`hub`], [`net`], [`http`], [`switches`], [`telemetry`], [`web`], [`probe`] | each knows `core` and its own outside library |
@@ -27,6 +27,7 @@ pub mod net;
 pub mod peer;
 pub mod probe;
 pub mod publisher;
+pub mod setup;
 pub mod signaling;
 pub mod switches;
 pub mod telemetry;

@@ -25,6 +25,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run(&args.sources()),
         Command::Check(args) => cli::check(args),
         Command::Devices(args) => cli::devices(&args),
+        Command::Doctor(args) => asked(|| cli::doctor(args, wall_clock())),
+        Command::Setup(args) => asked(|| cli::setup(args, wall_clock())),
         Command::Token(args) => cli::token(args, wall_clock()),
         Command::Probe(args) => runtime().and_then(|runtime| runtime.block_on(cli::probe(args))),
         Command::Mqtt(MqttCommand::Forget(args)) => mqtt_forget(&args.sources()),
@@ -63,6 +65,16 @@ fn mqtt_forget(sources: &Sources) -> anyhow::Result<()> {
     let config = Config::load(sources)?;
     telemetry::init(&config.log, None)?;
     runtime()?.block_on(cli::mqtt_forget(config))
+}
+
+/// A command that opens cameras as the daemon does.
+fn asked<F: Future<Output = anyhow::Result<()>>>(command: impl FnOnce() -> F) -> anyhow::Result<()> {
+    start_over_with(&camera::ENVIRONMENT)?;
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(command());
+    // What hangs in a thread must not keep us.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Makes sure that these variables stand in the environment. A process cannot safely set them while it runs, so it starts over;

@@ -1,7 +1,10 @@
 //! The command line: what can be said to edgecam, and the answers of the commands that only print.
 
 mod devices;
+mod doctor;
+mod link;
 mod page;
+mod setup;
 
 use std::fs;
 use std::io::{self, Write};
@@ -14,13 +17,14 @@ use clap_complete::Shell;
 use edgecam::config::{Config, Flag, Sources};
 use edgecam::core::signal::CameraId;
 use edgecam::probe::{self, Endpoint, ProbeSettings};
-use edgecam::signaling::access::Rule;
 use edgecam::signaling::mqtt;
-use edgecam::signaling::token::{self, Grant, Permission};
+use edgecam::signaling::token::{Grant, Permission};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::devices::{DevicesArgs, devices};
+pub(crate) use self::doctor::{DoctorArgs, doctor};
 pub(crate) use self::page::{PageArgs, page};
+pub(crate) use self::setup::{SetupArgs, setup};
 
 /// A camera in a browser, from a small Linux board.
 #[derive(Debug, Parser)]
@@ -38,6 +42,10 @@ pub(crate) enum Command {
     Check(ConfigArgs),
     /// List cameras, formats, controls and encoders, and what edgecam would take
     Devices(DevicesArgs),
+    /// Look at everything a picture needs: permissions, camera, encoder, ports, servers, clock; exit with 1 when something fails
+    Doctor(DoctorArgs),
+    /// Make the key and the settings a fresh installation lacks, and print the viewer's link
+    Setup(SetupArgs),
     /// Make a token that lets its bearer in, and print it
     Token(TokenArgs),
     /// Watch a camera for five seconds without a screen, and say what came; exit with 1 when no picture does
@@ -92,6 +100,9 @@ pub(crate) struct TokenArgs {
     /// How long it holds: 90s, 15m, 1h, 30d; never: until the key is changed
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = ttl)]
     ttl: Ttl,
+    /// Print the viewer's link that holds the token, and its QR code
+    #[arg(long)]
+    link: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -198,18 +209,22 @@ const MANUAL_END: &str = include_str!("manual_end.roff");
 /// # Errors
 /// There is no key or no such camera; what is wrong with the configuration; a closed stdout.
 pub(crate) fn token(args: TokenArgs, now: SystemTime) -> anyhow::Result<()> {
-    let TokenArgs { config, camera, allow, ttl } = args;
+    let TokenArgs { config, camera, allow, ttl, link } = args;
     let config = Config::load(&config.sources())?;
-    let Rule::Key(key) = &config.access.rule else {
-        bail!("this device asks for no tokens, so it can make none; set auth.token_key_file");
-    };
     let camera = camera.map(|id| known_camera(&id, &config)).transpose()?;
     let permissions = allow.into_iter().map(|allow| match allow {
         Allow::View => Permission::View,
         Allow::Control => Permission::Control,
     });
     let grant = Grant { camera, permissions: permissions.collect(), subject: None };
-    writeln!(io::stdout(), "{}", token::mint(key, &config.device, &grant, ttl.0, now))?;
+    let Some(token) = link::token(&config, &grant, ttl.0, now) else {
+        bail!("this device asks for no tokens, so it can make none; set auth.token_key_file");
+    };
+    if link {
+        link::print(&link::links(&config, grant.camera.as_ref(), Some(&token)))?;
+    } else {
+        writeln!(io::stdout(), "{token}")?;
+    }
     Ok(())
 }
 

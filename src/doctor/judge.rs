@@ -98,6 +98,7 @@ fn service(unit: &Unit) -> Line {
     let Unit { state, exit_status } = unit;
     match state.as_str() {
         "active" => Line::ok("service", "runs"),
+        "activating" if exit_status == "0" => Line::ok("service", "starts"),
         "failed" if exit_status == "78" => Line::fail(
             "service",
             "does not start with this configuration",

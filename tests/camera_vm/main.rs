@@ -42,6 +42,27 @@ fn the_program_finds_the_webcam_and_the_encoder() {
     assert!(text.contains("v4l2h264enc"), "{text}");
 }
 
+#[test]
+#[ignore = "boots a virtual machine: make camera-vm"]
+fn the_doctor_tries_the_webcam_and_names_who_has_it_instead() {
+    let mut guest = Guest::boot(&[WEBCAM, ENCODER]);
+    guest.run(
+        "printf '[[camera]]\\nid = \"cam\"\\nsource = \"auto\"\\nwidth = 640\\nheight = 360\\n' >/tmp/edgecam.toml",
+    );
+    let doctor = "/edgecam/edgecam doctor --config /tmp/edgecam.toml";
+    let text = guest.run(doctor);
+    for line in [
+        "ok    encoder        v4l2h264enc works, in hardware (/dev/video11)",
+        "ok    permissions    root (in root) may use /dev/media0, /dev/video0, /dev/video11",
+        "ok    camera cam     gives pictures: NV12 640x360 at 30 fps from /dev/video0",
+    ] {
+        assert!(text.lines().any(|found| found.starts_with(line)), "{line:?} is missing in\n{text}");
+    }
+    guest.run("v4l2-ctl -d /dev/video0 --stream-mmap --stream-count=100000 >/dev/null 2>&1 & sleep 3");
+    let text = guest.run(&format!("{doctor} || test $? = 1"));
+    assert!(text.contains("fail  camera cam     /dev/video0 is in use by v4l2-ctl (pid "), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "boots a virtual machine: make camera-vm"]
 async fn the_webcam_streams_through_the_hardware_encoder_without_a_copy() {
