@@ -161,9 +161,9 @@ impl CameraTask {
         self.failure = None;
         if matches!(error, SourceError::Cancelled) {
             debug!("opening cut short");
-        } else {
-            self.note_failure(&error.in_full());
+            return self.capture.handle_cancelled();
         }
+        self.note_failure(&error.in_full());
         self.capture.handle_failure(error.in_full(), rand::random(), now())
     }
 
@@ -411,6 +411,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_camera_switched_off_and_on_while_it_opens_is_not_said_to_have_failed() {
+        let mut rig = Rig::new(Device::default());
+        rig.device.slow.store(true, Ordering::Relaxed);
+        rig.device.deaf.store(true, Ordering::Relaxed);
+        rig.want(true);
+        rig.reaches(&CameraState::Opening).await;
+        let started = now();
+        rig.demand.send_modify(|demand| (demand.running, demand.off) = (false, true));
+        tokio::task::yield_now().await;
+        rig.demand.send_modify(|demand| (demand.running, demand.off) = (true, false));
+        tokio::task::yield_now().await;
+        // Only now does the driver come back from what was cut short.
+        rig.device.deaf.store(false, Ordering::Relaxed);
+        while !rig.device.cut_short.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        rig.device.slow.store(false, Ordering::Relaxed);
+        rig.reaches(&CameraState::Running).await;
+        assert_eq!(now(), started, "it waited before it opened again");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn stopping_leaves_the_device_free() {
         for running in [true, false] {
             let mut rig = Rig::new(Device::default());
@@ -487,6 +509,9 @@ mod tests {
         failures: AtomicUsize,
         absent: AtomicBool,
         slow: AtomicBool,
+        /// Being told to stop opening is not heard yet; and it was.
+        deaf: AtomicBool,
+        cut_short: AtomicBool,
         diary: Mutex<Vec<String>>,
         feed: Mutex<Option<Feed>>,
     }
@@ -515,7 +540,8 @@ mod tests {
         fn open(&self, bitrate: Bitrate, feed: Feed, cancelled: &CancellationToken) -> Result<Opened, SourceError> {
             let device = &self.0;
             while device.slow.load(Ordering::Relaxed) {
-                if cancelled.is_cancelled() {
+                if cancelled.is_cancelled() && !device.deaf.load(Ordering::Relaxed) {
+                    device.cut_short.store(true, Ordering::Relaxed);
                     return Err(SourceError::Cancelled);
                 }
                 std::thread::yield_now();

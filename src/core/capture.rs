@@ -130,6 +130,15 @@ impl Capture {
         }
     }
 
+    /// The opening was cut short because nobody wanted it any more. Whoever has come since then did nothing wrong.
+    pub fn handle_cancelled(&mut self) -> Option<Step> {
+        match self.phase {
+            Phase::Opening if self.unwanted_since.is_some() => self.go_idle(),
+            Phase::Opening => self.open(),
+            Phase::Idle | Phase::Running { .. } | Phase::Closing(_) | Phase::BackingOff(_) => None,
+        }
+    }
+
     /// The source is closed and the device free.
     pub fn handle_closed(&mut self, now: Instant) -> Option<Step> {
         let Phase::Closing(failure) = &mut self.phase else { return None };
