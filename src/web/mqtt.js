@@ -104,14 +104,15 @@ export class Reader {
    * @returns {Generator<Packet>} throws `Malformed`
    */
   *feed(chunk) {
-    let from = this.#rest.length ? bytes(this.#rest, chunk) : chunk;
+    this.#rest = this.#rest.length ? bytes(this.#rest, chunk) : chunk;
     for (;;) {
+      const from = this.#rest;
       const head = length(from);
-      if (!head || from.length < head.start + head.size) break;
+      if (!head || from.length < head.start + head.size) return;
+      // Before it is given away: whoever takes it may never come back.
+      this.#rest = from.subarray(head.start + head.size);
       yield decode(from[0] >> 4, from[0] & 15, from.subarray(head.start, head.start + head.size));
-      from = from.subarray(head.start + head.size);
     }
-    this.#rest = from;
   }
 }
 
@@ -331,24 +332,35 @@ export class Mqtt {
       case 'suback': {
         const first = !this.#up;
         this.#up = true;
-        if (first) this.#its.up();
+        if (first) this.#tell(() => this.#its.up());
         const [code = 0x80] = packet.codes;
-        if (code >= 0x80) this.#its.denied(this.#its.filters[this.#filter - 1].topic, code);
+        if (code >= 0x80) this.#tell(() => this.#its.denied(this.#its.filters[this.#filter - 1].topic, code));
         return this.#send(pingreq());
       }
       case 'pingresp':
         return this.#subscribe();
       case 'publish':
         if (packet.id) this.#send(puback(packet.id));
-        return this.#its.message(packet.topic, lenient.decode(packet.payload), packet.retained);
+        return this.#tell(() => this.#its.message(packet.topic, lenient.decode(packet.payload), packet.retained));
       case 'puback': {
         const published = this.#unacknowledged.get(packet.id);
         this.#unacknowledged.delete(packet.id);
-        published?.(packet.code);
-        return this.#waiting.shift()?.();
+        this.#tell(() => published?.(packet.code));
+        return this.#tell(() => this.#waiting.shift()?.());
       }
       case 'disconnect':
         return this.#end(packet);
+    }
+  }
+
+  /** What others make of it harms neither the connection nor what came with it. @param {() => void} what */
+  #tell(what) {
+    try {
+      what();
+    } catch (error) {
+      this.#its.after(0, () => {
+        throw error;
+      });
     }
   }
 

@@ -97,6 +97,12 @@ describe('what is read', () => {
     for (const [what, sent] of Object.entries(wrong)) assert.throws(() => read(Uint8Array.from(sent)), Malformed, what);
   });
 
+  test('whoever stops reading at one packet finds the next ones where they were', () => {
+    const reader = new Reader();
+    for (const packet of reader.feed(new Uint8Array(stream))) if (packet.type === 'publish') break;
+    assert.deepEqual([...reader.feed(PINGRESP)].map(({ type }) => type), [...types.slice(3), 'pingresp']);
+  });
+
   test('no bytes break it in another way', () => {
     // xorshift: the same bytes in every run.
     let seed = 2463534242;
@@ -115,7 +121,7 @@ describe('what is read', () => {
 
 describe('one connection', () => {
   /** A connection with its broker's end in our hands, and a clock that only moves when told to. */
-  function life(filters = [{ topic: 'a/+', own: true }, { topic: 'b' }]) {
+  function life(filters = [{ topic: 'a/+', own: true }, { topic: 'b' }], handlers = {}) {
     const its = { sent: [], told: [], timers: [] };
     its.socket = { readyState: 1, bufferedAmount: 0, send: (packet) => its.sent.push(...packet), close: () => (its.socket.readyState = 3) };
     const tell = (what) => (...args) => its.told.push([what, ...args]);
@@ -126,6 +132,7 @@ describe('one connection', () => {
         its.timers.push(timer);
         return () => (its.timers = its.timers.filter((other) => other !== timer));
       },
+      ...handlers,
     });
     its.gives = (...packets) => packets.forEach((packet) => its.socket.onmessage({ data: Uint8Array.from(packet).buffer }));
     its.takes = () => its.sent.splice(0);
@@ -135,7 +142,7 @@ describe('one connection', () => {
       due.forEach(({ then }) => then());
     };
     its.codes = [];
-    its.publish = (message = 'hi') => its.mqtt.publish('a/b', message, (code) => its.codes.push(code));
+    its.publish = (message = 'hi', published = (code) => its.codes.push(code)) => its.mqtt.publish('a/b', message, published);
     its.socket.onopen();
     return its;
   }
@@ -241,6 +248,27 @@ describe('one connection', () => {
     const words = up();
     words.socket.onmessage({ data: 'hello' });
     assert.equal(words.told[0][1].code, 0x81);
+  });
+
+  test('what others fail at is told to the browser, and disturbs neither the connection nor what came with it', () => {
+    for (const fails of ['up', 'denied', 'message', 'published']) {
+      const mine = () => {
+        throw new RangeError('not mine');
+      };
+      const its = life([{ topic: 'a' }], { [fails]: mine });
+      its.gives(CONNACK, SUBACK('87'), PINGRESP);
+      its.publish('hi', fails === 'published' ? mine : undefined);
+      const { [its.sent.length - 17 + 8]: id } = its.sent;
+      its.takes();
+      // All in one frame, and half of the last in the next.
+      const frame = Buffer.concat([MESSAGE, packet(0x40, `00 0${id}`), MESSAGE, MESSAGE]);
+      its.gives(frame.subarray(0, -4), frame.subarray(-4));
+      assert.deepEqual(its.takes(), [...puback(7), ...puback(7), ...puback(7)], fails);
+      assert.equal(its.told.filter(([what]) => what === 'message').length, fails === 'message' ? 0 : 3);
+      assert.deepEqual(its.codes, fails === 'published' ? [] : [0]);
+      assert.equal(its.socket.readyState, 1);
+      assert.throws(() => its.pass(0), RangeError);
+    }
   });
 
   test('closing says goodbye and tells nobody', () => {
