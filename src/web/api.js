@@ -10,20 +10,16 @@ const PATIENCE_MS = 8_000;
 /** @returns {Promise<Answer>} */
 export async function cameras() {
   const bearer = token();
-  const patience = new AbortController();
-  const timer = setTimeout(() => patience.abort(), PATIENCE_MS);
   try {
     const response = await fetch('api/cameras', {
       headers: bearer ? { Authorization: `Bearer ${bearer}` } : {},
       cache: 'no-store',
-      signal: patience.signal,
+      signal: AbortSignal.timeout(PATIENCE_MS),
     });
     const body = await response.json();
     if (response.ok) return { is: 'board', board: body };
     return { is: response.status === 401 ? 'unauthorized' : 'refused', message: body.detail };
   } catch {
     return { is: 'unreachable' };
-  } finally {
-    clearTimeout(timer);
   }
 }

@@ -1,6 +1,8 @@
 // @ts-check
 /** All devices of a prefix, as their retained topics tell of them. Plain data: no page, no network. */
 
+import { parse } from './signaling.js';
+
 /** @import { Away, Camera, Device, Listed, Presence } from './types.d.ts' */
 
 const NAME = /^[\w-]{1,64}$/;
@@ -96,14 +98,4 @@ function unknown(id) {
 function listed(cameras) {
   if (!Array.isArray(cameras)) return [];
   return cameras.slice(0, MOST_CAMERAS).map((camera) => camera?.id).filter((id) => typeof id === 'string' && NAME.test(id));
-}
-
-/** A message of a version that is known. @param {string} text @returns {any} */
-export function parse(text) {
-  try {
-    const value = JSON.parse(text);
-    return typeof value === 'object' && value?.v === 1 ? value : null;
-  } catch {
-    return null;
-  }
 }

@@ -4,10 +4,10 @@
 import * as access from './access.js';
 import { Broker } from './broker.js';
 import { START } from './connection.js';
-import { AWAY, Fleet, parse } from './fleet.js';
+import { AWAY, Fleet } from './fleet.js';
 import { listenToKeys } from './keys.js';
 import { MqttSignaling } from './mqtt_signaling.js';
-import { byClock } from './signaling.js';
+import { byClock, parse } from './signaling.js';
 import { Tile } from './tile.js';
 import { badge, title, unable } from './words.js';
 

@@ -86,7 +86,9 @@ export class Signaling {
       socket.close();
       this.#socket = this.#welcome = null;
       reject(why);
-      this.#end();
+      const receivers = [...this.#sessions.values()];
+      this.#sessions.clear();
+      for (const receive of receivers) receive({ type: 'closed' });
     });
     let callOff = after(OPEN_MS, gone);
     const beat = () => {
@@ -122,16 +124,10 @@ export class Signaling {
     receive?.(message);
   }
 
-  #end() {
-    const receivers = [...this.#sessions.values()];
-    this.#sessions.clear();
-    for (const receive of receivers) receive({ type: 'closed' });
-  }
-
   /** @param {Message} message @returns {boolean} whether it is on its way */
   #post(message) {
-    if (this.#socket?.readyState !== this.#socket?.OPEN) return false;
-    this.#socket?.send(JSON.stringify({ v: 1, ...message }));
+    if (this.#socket?.readyState !== 1) return false;
+    this.#socket.send(JSON.stringify({ v: 1, ...message }));
     return true;
   }
 }
@@ -141,11 +137,12 @@ export function reasonOf({ code = 'error', message, retry_after_ms: retryAfter }
   return { code, message, retryAfter };
 }
 
-/** @param {unknown} data @returns {Message | null} */
-function parse(data) {
+/** Null for what is none. @param {any} data @returns {Message | null} */
+export function parse(data) {
   try {
-    const message = JSON.parse(String(data));
-    return message.v === 1 ? message : null;
+    const message = JSON.parse(data);
+    const plain = ['type', 'id', 'session', 'code', 'message', 'reason'].every((name) => /^(string|undefined)$/.test(typeof message[name]));
+    return plain && message.v === 1 ? message : null;
   } catch {
     return null;
   }

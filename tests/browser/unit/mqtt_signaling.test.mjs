@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { AWAY } from '../../../src/web/fleet.js';
 import { MqttSignaling } from '../../../src/web/mqtt_signaling.js';
+import { parse } from '../../../src/web/signaling.js';
+import { HOSTILE } from '../support/hostile.mjs';
 
 /** A device behind a broker that has no network in it. */
 class Device {
@@ -29,7 +31,13 @@ class Device {
   }
 
   say(message) {
-    this.link.receive({ v: 1, ...message });
+    this.receive(JSON.stringify({ v: 1, ...message }));
+  }
+
+  /** Any text, as the page hands it on. */
+  receive(text) {
+    const message = parse(text);
+    if (message) this.link.receive(message);
   }
 
   async welcome() {
@@ -145,4 +153,19 @@ test('closing says bye for all, and tells them', async () => {
   device.link.close();
   assert.deepEqual(device.sent.slice(-2).map(({ type, session }) => [type, session]), [['bye', 's1'], ['bye', 's2']]);
   assert.deepEqual([...first, ...second], [{ type: 'closed' }, { type: 'closed' }]);
+});
+
+test('what is not a message of this protocol is passed over', async () => {
+  const device = new Device();
+  let answered = false;
+  const welcome = device.link.welcome().finally(() => (answered = true));
+  const { id } = device.last;
+  const heard = device.join('s1');
+  for (const noise of HOSTILE) device.receive(noise);
+  await Promise.resolve();
+  assert.ok(!answered);
+  device.say({ type: 'welcome', id });
+  await welcome;
+  device.say({ type: 'state', session: 's1', state: 'camera-back' });
+  assert.deepEqual(heard.map(({ type }) => type), ['state']);
 });

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Signaling } from '../../../src/web/signaling.js';
+import { HOSTILE } from '../support/hostile.mjs';
 
 /** A device at the other end of a socket that has no network in it, and a clock that only moves when told to. */
 class Device {
@@ -12,7 +13,7 @@ class Device {
     url: 'ws://camera/ws',
     token: () => this.token,
     open: (url) => {
-      const socket = { url, OPEN: 1, readyState: 0, sent: [], send: (text) => socket.sent.push(JSON.parse(text)), close: () => (socket.readyState = 3) };
+      const socket = { url, readyState: 0, sent: [], send: (text) => socket.sent.push(JSON.parse(text)), close: () => (socket.readyState = 3) };
       this.sockets.push(socket);
       return socket;
     },
@@ -179,6 +180,20 @@ test('what is not a message of this protocol is passed over', async () => {
   const device = new Device();
   await device.welcome();
   const heard = device.join('s1');
-  for (const noise of ['', '[]', 'null', '{"v":2,"type":"bye","session":"s1"}', '{']) device.say(noise);
+  for (const noise of HOSTILE) device.say(noise);
   assert.deepEqual(heard, []);
+  device.say({ type: 'state', session: 's1', state: 'camera-back' });
+  assert.equal(heard.length, 1, 'and what is one is still heard');
+});
+
+test('no hello is answered by what is not a message', async () => {
+  const device = new Device();
+  let answered = false;
+  const welcome = device.signaling.welcome().finally(() => (answered = true));
+  device.open();
+  for (const noise of [...HOSTILE, '{"v":1,"type":"welcome","id":{}}', '{"v":1,"type":"error","id":"hello","code":null}']) device.say(noise);
+  await Promise.resolve();
+  assert.ok(!answered);
+  device.say({ type: 'welcome', id: 'hello' });
+  await welcome;
 });
