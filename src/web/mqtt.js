@@ -6,7 +6,7 @@
 
 /** @import { Filter, MqttSettings, MqttSocket, Over, Packet, Published } from './types.d.ts' */
 
-/** Inbound; the device's messages are at most 64 KiB, a topic and properties come on top. Everything longer is a mistake or an attack. */
+/** Inbound; the device's messages are at most 64 KiB, a topic and properties come on top. */
 export const LONGEST = 80 * 1024;
 /** What a broker may leave unacknowledged before the next has to wait, and how many may wait. */
 const IN_FLIGHT = 64;

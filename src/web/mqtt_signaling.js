@@ -19,11 +19,9 @@ export class MqttSignaling {
   #welcome = null;
   /** @type {(message: Message) => void} */
   #hello = () => {};
-  /** @type {Map<string, Receive>} */
+  /** `asked`: what is to be answered, once: QoS 1 may bring an answer twice. @type {Map<string, { receive: Receive, asked: string | null }>} */
   #sessions = new Map();
   #sent = 0;
-  /** The newest answer: QoS 1 may bring it twice. */
-  #answered = '';
 
   /**
    * @param {{ broker: Pick<Broker, 'publish' | 'check'>, topic: string, client: () => string, token: () => string, away: () => Away | undefined, after: After }} its
@@ -44,7 +42,7 @@ export class MqttSignaling {
 
   /** @param {string} session @param {Receive} receive */
   join(session, receive) {
-    this.#sessions.set(session, receive);
+    this.#sessions.set(session, { receive, asked: null });
   }
 
   /** Says bye, unless the session is over already. @param {string} session */
@@ -57,11 +55,13 @@ export class MqttSignaling {
 
   /** @param {string} session @param {string} type @param {object} [fields] */
   send(session, type, fields) {
-    const receive = this.#sessions.get(session);
-    if (!receive) return;
+    const known = this.#sessions.get(session);
+    if (!known) return;
     // The device may have started anew since it was greeted.
     const token = type === 'offer' ? this.#its.token() || undefined : undefined;
-    this.#post({ type, session, id: this.#mark(session), token, ...fields }, (why) => type !== 'bye' && receive({ type: 'error', ...why }));
+    const id = this.#mark(session);
+    if (type === 'offer' || type === 'restart') known.asked = id;
+    this.#post({ type, session, id, token, ...fields }, (why) => type !== 'bye' && known.receive({ type: 'error', ...why }));
   }
 
   check() {
@@ -73,20 +73,18 @@ export class MqttSignaling {
     const sessions = [...this.#sessions];
     for (const [session] of sessions) this.leave(session);
     this.#welcome = null;
-    for (const [, receive] of sessions) receive({ type: 'closed' });
+    for (const [, { receive }] of sessions) receive({ type: 'closed' });
   }
 
   /** @param {Message} message from our own topic below the device's `rsp/` */
   receive(message) {
     this.#hello(message);
     const session = message.session ?? message.id?.split('.')[0] ?? '';
-    if (message.type === 'answer' && message.id) {
-      if (message.id === this.#answered) return;
-      this.#answered = message.id;
-    }
-    const receive = this.#sessions.get(session);
+    const known = this.#sessions.get(session);
+    if (!known || (message.type === 'answer' && message.id !== known.asked)) return;
+    if (message.type === 'answer') known.asked = null;
     if (message.type === 'bye') this.#sessions.delete(session);
-    receive?.(message);
+    known.receive(message);
   }
 
   /** @param {(welcome: Welcome) => void} resolve @param {(why: Reason) => void} reject */
