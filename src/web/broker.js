@@ -36,8 +36,8 @@ export class Broker {
     try {
       this.#mqtt = new Mqtt(open(url), { client, ...this.#its.who(), filters: filters(), after, message, up: () => this.#up(), denied: (topic, code) => this.#denied(topic, code), ended: (why) => this.#ended(why) });
     } catch {
-      // A page that came over https.
-      this.#change({ is: 'refused', title: `This page may use brokers with TLS (wss) only, not ${url}` });
+      // Mixed content: neither time nor a password helps.
+      this.#change({ is: 'barred', title: `This page came by https, so its broker needs wss, not ${url}`, detail: 'Print it anew with that address.' });
     }
   }
 

@@ -122,7 +122,8 @@ export interface MqttSettings {
 
 /* broker.js */
 
-export interface BrokerState { is: 'connecting' | 'up' | 'waiting' | 'refused'; title: string; detail?: string; until?: number }
+/** `barred`: the browser lets this page reach no such broker. */
+export interface BrokerState { is: 'connecting' | 'up' | 'waiting' | 'refused' | 'barred'; title: string; detail?: string; until?: number }
 export interface BrokerSettings {
   url: string;
   client: string;

@@ -62,7 +62,8 @@ test('what is wrong is said with what helps', () => {
   lost.sockets[0].onclose();
   assert.match(lost.broker.state.title, /was lost/);
   const insecure = life({ open: () => { throw new DOMException('insecure', 'SecurityError'); } });
-  assert.match(insecure.broker.state.title, /TLS \(wss\) only/);
+  assert.equal(insecure.broker.state.is, 'barred', 'no password helps');
+  assert.match(insecure.broker.state.title, /came by https, so its broker needs wss/);
 });
 
 test('a refused user is asked for, not tried again', () => {
