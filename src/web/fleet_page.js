@@ -161,6 +161,8 @@ function render() {
     tile.remove();
     tiles.delete(key);
   }
+  // What the broker forgot.
+  for (const map of [lines, links]) for (const key of map.keys()) if (!fleet.devices.has(key.split('/')[0])) map.delete(key);
   if (unplayed && keys.has(unplayed)) tiles.get((unplayed = '') || alone)?.play();
   layOut(every, matching, staged);
 }
