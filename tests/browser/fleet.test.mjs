@@ -9,10 +9,12 @@ import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { MqttBroker } from './support/broker.mjs';
-import { Daemon, FRONT } from './support/daemon.mjs';
+import { Daemon, FRONT, PROGRAM } from './support/daemon.mjs';
 import { devices, hostPage } from './support/fleet.mjs';
+import { HOSTILE } from './support/hostile.mjs';
 import { until } from './support/until.mjs';
 import { PHONE, Viewer, launch } from './support/viewer.mjs';
+import { wall } from './support/wall.mjs';
 
 /** What Chromium says of a broker that is not there. */
 const REFUSED = /ERR_CONNECTION_REFUSED/;
@@ -37,10 +39,13 @@ test('a camera plays through the broker alone; of three devices, the one that is
   const daemons = await Promise.all(names.map((name) => Daemon.start(t, `${atBroker(broker)}${OPEN}${FRONT}`, name)));
   await online(broker, ...names);
   const page = await hostPage(t, broker, '--title', 'Three of ours');
-  const viewer = await Viewer.come(t, browser);
-  const asked = [];
-  viewer.page.on('request', (request) => asked.push(request.url()));
-  viewer.page.on('websocket', (socket) => asked.push(socket.url()));
+  const around = await wall(t, page, broker.url);
+  const stranger = await Viewer.come(t, browser, { proxy: around.proxy });
+  await assert.rejects(stranger.open(daemons[1].at('healthz')), 'no way to its HTTP');
+  await stranger.context.close();
+  assert.match(around.asked[0], /^GET .*healthz/, 'the wall stands');
+  around.asked.length = 0;
+  const viewer = await Viewer.come(t, browser, { proxy: around.proxy });
   await viewer.open(page);
   await until('three devices', async () => (await viewer.page.locator('#count').innerText()) === '3 of 3 devices online');
   await viewer.tile('gate').getByRole('button', { name: 'Play gate' }).click();
@@ -62,8 +67,61 @@ test('a camera plays through the broker alone; of three devices, the one that is
   await daemons[2].run();
   await viewer.sees('harbour');
 
-  const elsewhere = asked.filter((url) => !url.startsWith(page) && !url.startsWith('data:') && new URL(url).origin !== broker.url);
-  assert.deepEqual(elsewhere, [], 'nobody but the page’s server and the broker was asked');
+  assert.deepEqual(around.asked, [], 'nobody but the page’s server and the broker was asked');
+  viewer.assertNoComplaints();
+});
+
+test('tiles that are scrolled away give their places back until they are seen again', async (t) => {
+  const broker = await MqttBroker.start(t);
+  const daemon = await Daemon.start(t, `${atBroker(broker)}${OPEN}${FRONT}${FRONT.replace('front', 'garden')}`, 'gate');
+  await online(broker, 'gate');
+  const [front, garden] = ['gate · front', 'gate · garden'];
+  const viewer = await Viewer.come(t, browser, { viewport: { width: 500, height: 300 } });
+  await viewer.open(await hostPage(t, broker));
+  await viewer.tile(garden).waitFor();
+  const scroll = (name) => viewer.tile(name).evaluate((tile) => tile.scrollIntoView());
+  const watched = async () => [(await daemon.camera('front')).viewers, (await daemon.camera('garden')).viewers].join();
+  await viewer.page.evaluate(() => document.querySelectorAll('.tile')[1].style.setProperty('margin-top', '600px'));
+  await scroll(front);
+  await viewer.page.getByRole('button', { name: 'Play all' }).click();
+  await viewer.sees(front);
+  await until('only what is seen plays', async () => (await watched()) === '1,0');
+  await scroll(garden);
+  await viewer.sees(garden);
+  await until('front has given its place back', async () => (await watched()) === '0,1');
+  assert.equal(await viewer.tile(front).getAttribute('data-state'), 'paused');
+  await scroll(front);
+  await viewer.sees(front);
+  await until('garden has, too', async () => (await watched()) === '1,0');
+  viewer.assertNoComplaints();
+});
+
+test('a tab in the background gives its places back, but not what plays in picture-in-picture', async (t) => {
+  const broker = await MqttBroker.start(t);
+  const daemon = await Daemon.start(t, `${atBroker(broker)}${OPEN}${FRONT}`, 'gate');
+  await online(broker, 'gate');
+  const viewer = await Viewer.come(t, browser);
+  await viewer.context.addInitScript(hideable);
+  await viewer.open(`${await hostPage(t, broker)}#camera=gate/front`);
+  await viewer.sees('gate');
+  const viewers = async () => (await daemon.camera()).viewers;
+  const hidden = (hidden) => viewer.page.evaluate((hidden) => window.setHidden(hidden), hidden);
+  await hidden(true);
+  await until('its place is free', async () => (await viewers()) === 0);
+  assert.equal(await viewer.tile('gate').getAttribute('data-state'), 'paused');
+  await hidden(false);
+  await viewer.sees('gate');
+  assert.equal(await viewers(), 1);
+
+  await viewer.tile('gate').getByRole('button', { name: 'Picture in picture' }).click();
+  await until('picture in picture', () => viewer.page.evaluate(() => !!document.pictureInPictureElement));
+  const before = await viewer.page.evaluate(() => window.halfMinutes);
+  await hidden(true);
+  await until('half a minute is over', () => viewer.page.evaluate((before) => window.halfMinutes > before, before));
+  await viewer.rate(30);
+  assert.equal(await viewer.tile('gate').getAttribute('data-state'), 'live');
+  await viewer.page.evaluate(() => document.exitPictureInPicture());
+  await until('its place is free', async () => (await viewers()) === 0);
   viewer.assertNoComplaints();
 });
 
@@ -210,6 +268,59 @@ test('a broker without cameras is told in words', async (t) => {
   viewer.assertNoComplaints();
 });
 
+test('a page that came by https says that its broker needs wss, and asks for no password', async (t) => {
+  const viewer = await Viewer.come(t, browser);
+  const { stdout: page } = await promisify(execFile)(PROGRAM, ['page', '--mqtt', 'ws://broker.example.org:9001'], { maxBuffer: 1 << 20 });
+  await viewer.context.route('https://fleet.example.org/', (route) => route.fulfill({ body: page, contentType: 'text/html; charset=utf-8' }));
+  await viewer.open('https://fleet.example.org/');
+  await until('the words', async () => /came by https, so its broker needs wss/.test(await viewer.page.locator('#notice').innerText()));
+  assert.ok(!(await viewer.page.locator('#access').isVisible()));
+  await viewer.assertUsable('a broker that this page may not use');
+  await viewer.screenshot('fleet-barred');
+});
+
+test('what the broker forgets is gone, and can be played when it is there again', async (t) => {
+  const broker = await MqttBroker.start(t);
+  const kept = devices(30);
+  await broker.retain(kept);
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(await hostPage(t, broker));
+  const rows = viewer.page.locator('.row');
+  await until('all of them', async () => (await rows.count()) === 30);
+  const play = viewer.page.getByRole('button', { name: 'site-7 Ready Play', exact: true });
+  await play.click();
+  await until('it is called', async () => /not connected to the broker/.test(await viewer.says('site-7')));
+  const its = Object.keys(kept).filter((topic) => topic.startsWith('edgecam/site-7/') || topic.startsWith('edgecam/site-8/'));
+  await broker.retain(Object.fromEntries(its.map((topic) => [topic, ''])));
+  await until('they are gone', async () => (await rows.count()) === 28 && (await viewer.page.locator('.tile').count()) === 0);
+  await broker.retain(Object.fromEntries(its.map((topic) => [topic, kept[topic]])));
+  await until('they are back', async () => (await rows.count()) === 30);
+  await play.click();
+  await until('it is called again', async () => /not connected to the broker/.test(await viewer.says('site-7')));
+  viewer.assertNoComplaints();
+});
+
+test('one odd message of one device costs nobody anything', async (t) => {
+  const broker = await MqttBroker.start(t);
+  const daemon = await Daemon.start(t, `${atBroker(broker)}${OPEN}${FRONT}`, 'gate');
+  await online(broker, 'gate');
+  const topics = [];
+  const spy = broker.connect({ filters: [{ topic: 'edgecam/+/rpc/+' }], message: (topic) => topics.push(topic) });
+  await spy.up;
+  t.after(() => spy.close());
+  const viewer = await Viewer.come(t, browser);
+  await viewer.open(`${await hostPage(t, broker)}#camera=gate/front`);
+  await viewer.sees('gate');
+  const answers = (await until('its topic', () => topics[0])).replace('/rpc/', '/rsp/');
+  for (const text of HOSTILE) await spy.say(answers, text);
+  await spy.say(answers.replace('/gate/', '/nobody/'), '{"v":1,"type":"answer","id":5}');
+  await spy.say('edgecam/gate/status', 'stopped');
+  await until('what came after them is heard', async () => (await viewer.page.locator('#count').innerText()) === '0 of 1 device online');
+  await viewer.rate(30);
+  assert.equal(await daemon.metric('edgecam_sessions_opened_total'), 1);
+  viewer.assertNoComplaints();
+});
+
 test('the page’s client and mosquitto understand each other', async (t) => {
   const broker = await MqttBroker.start(t);
   const [speaker, listener] = [broker.connect(), broker.connect({ filters: [{ topic: 'own/+', own: true }] })];
@@ -224,3 +335,16 @@ test('the page’s client and mosquitto understand each other', async (t) => {
   await broker.kill();
   assert.deepEqual(await speaker.ended, { code: undefined, reason: undefined, heard: true });
 });
+
+/** In the page, before its own scripts: hidden when a test says so, and half a minute is over in half a second. */
+function hideable() {
+  let hidden = false;
+  Object.defineProperty(document, 'hidden', { get: () => hidden });
+  window.setHidden = (value) => {
+    hidden = value;
+    document.dispatchEvent(new Event('visibilitychange'));
+  };
+  window.halfMinutes = 0;
+  const real = window.setTimeout;
+  window.setTimeout = (then, ms, ...rest) => (ms === 30_000 ? real(() => (then(), window.halfMinutes++), 500) : real(then, ms, ...rest));
+}
