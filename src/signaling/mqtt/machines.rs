@@ -1,7 +1,7 @@
 //! What machines ask of cameras: triggers, stills and the privacy switch, from message to answer. The rules stand in `trigger`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -13,12 +13,8 @@ use super::trigger::{self, Ask, Refusal, What};
 use super::viewers::ReplyTo;
 use super::{BUSY_FOR, Link, presence};
 use crate::core::access_unit::AccessUnit;
-use crate::core::pace::Rate;
 use crate::core::signal::{CameraId, Correlation, RejectReason};
 use crate::core::trigger::Trigger;
-
-/// Triggers and switches of all cameras together: a flood of them must not reach the engine.
-const TRIGGERS: Rate = Rate::new(Duration::from_millis(10), 200);
 
 /// What became of a trigger or a switch, once the engine has decided.
 pub(super) struct Outcome {
@@ -79,11 +75,6 @@ impl Link {
         if message.retained {
             return Err(Refusal::Retained);
         }
-        let wait = self.triggers_total.wait(TRIGGERS, now);
-        if !wait.is_zero() {
-            return Err(Refusal::RateLimited(wait));
-        }
-        self.triggers_total.count(TRIGGERS, now);
         self.triggers.check(camera, now)
     }
 

@@ -56,7 +56,7 @@ use self::viewers::{ReplyTo, Verdict, Viewers};
 pub use self::visit::visit;
 use super::{Inbound, Links, Outbox, clock, wall_clock};
 use crate::core::counters::MqttDrop;
-use crate::core::pace::{Pace, Rate};
+use crate::core::pace::Rate;
 use crate::core::signal::{CameraId, RejectReason, Reply, Request, Response};
 use crate::core::trigger::Event;
 
@@ -181,7 +181,6 @@ struct Link {
     line: Option<Line>,
     viewers: Viewers,
     triggers: Paces,
-    triggers_total: Pace,
     schedule: Schedule,
     retained: Retained,
     post: Post,
@@ -203,7 +202,6 @@ impl Link {
         let mut link = Self {
             viewers: Viewers::new(each, now),
             triggers: Paces::new(links.cameras.iter().map(|board| board.id.clone()), now),
-            triggers_total: Pace::new(now),
             schedule: Schedule::new(links.cameras.len(), now),
             retained: Retained::default(),
             post: Post::default(),
