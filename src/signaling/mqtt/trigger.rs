@@ -277,7 +277,7 @@ pub fn error(id: &Correlation, refusal: &Refusal) -> String {
         message: refusal.to_string(),
         retry_after_ms: refusal.retry_after().map(|wait| wait.as_millis()),
     };
-    wire::encode(&Reply::Error(fault), false)
+    wire::encode(&Reply::Error(fault))
 }
 
 #[derive(Serialize)]

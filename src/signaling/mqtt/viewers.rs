@@ -79,8 +79,6 @@ struct Client {
     token: Option<Token>,
     /// The camera named in `hello`.
     camera: Option<CameraId>,
-    /// It speaks without an envelope.
-    bare: bool,
     asked: VecDeque<Asked>,
 }
 
@@ -124,13 +122,13 @@ impl Viewers {
                     message: "too many messages; wait a moment".into(),
                     retry_after_ms: Some(TELL_EVERY.as_millis()),
                 };
-                let text = wire::encode(&Reply::Error(fault), false);
+                let text = wire::encode(&Reply::Error(fault));
                 return Verdict::Say { to, text, dropped: Some(MqttDrop::RateLimited) };
             }
         };
         match wire::decode(&message.payload) {
             Ok(heard) => client.answer(heard, to, hash, links, now),
-            Err(unreadable) => client.refuse(unreadable.into(), to),
+            Err(unreadable) => refuse(unreadable.into(), to),
         }
     }
 
@@ -138,11 +136,10 @@ impl Viewers {
     pub(super) fn reply(&self, response: &Response, topics: &Topics) -> (ReplyTo, String) {
         let Response { to: Address { client, session }, id, reply } = response;
         let known = self.clients.get(&client.name);
-        let bare = known.is_some_and(|client| client.bare);
         let is_asked = matches!(reply, CameraReply::Answer { .. } | CameraReply::Rejected(_));
         let asked = known.filter(|_| is_asked).and_then(|client| client.asked_for(session, id));
         let to = asked.unwrap_or_else(|| ReplyTo { topic: topics.rsp(&client.name), correlation: None });
-        (to, wire::encode(&Reply::Response(response), bare))
+        (to, wire::encode(&Reply::Response(response)))
     }
 
     /// How many are remembered.
@@ -209,7 +206,6 @@ impl Client {
             told_at: None,
             token: None,
             camera: None,
-            bare: false,
             asked: VecDeque::new(),
         }
     }
@@ -223,14 +219,13 @@ impl Client {
     }
 
     fn answer(&mut self, heard: Message, to: ReplyTo, hash: u64, links: &Links, now: Instant) -> Verdict {
-        let Message { id, said, bare } = heard;
-        self.bare |= bare;
+        let Message { id, said } = heard;
         let signal = match said {
             Said::Ping => return say(to, &Reply::Pong { id }),
             Said::Hello { token, camera } => {
                 let grant = match self.introduce(token, links) {
                     Ok(grant) => grant,
-                    Err(denied) => return self.refuse(Fault { id, ..(&denied).into() }, to),
+                    Err(denied) => return refuse(Fault { id, ..(&denied).into() }, to),
                 };
                 self.camera = camera.or(self.camera.take());
                 let welcome = links.welcome(Some(&grant));
@@ -242,13 +237,13 @@ impl Client {
                 match camera {
                     Ok(camera) => (session, Signal::Offer { camera, sdp }),
                     Err(denied) => {
-                        return self.refuse(Fault { id, session: Some(session), ..(&denied).into() }, to);
+                        return refuse(Fault { id, session: Some(session), ..(&denied).into() }, to);
                     }
                 }
             }
             Said::Signal { session, signal: signal @ Signal::Restart { .. } } => match self.introduce(None, links) {
                 Ok(_) => (session, signal),
-                Err(denied) => return self.refuse(Fault { id, session: Some(session), ..(&denied).into() }, to),
+                Err(denied) => return refuse(Fault { id, session: Some(session), ..(&denied).into() }, to),
             },
             // About a session of this very client, which only an offer can have opened.
             Said::Signal { session, signal } => (session, signal),
@@ -288,14 +283,14 @@ impl Client {
         self.asked.iter().find(|asked| asked.session == *session && asked.id == *id).map(|asked| asked.to.clone())
     }
 
-    fn refuse(&self, fault: Fault, to: ReplyTo) -> Verdict {
-        let text = wire::encode(&Reply::Error(fault), self.bare);
-        Verdict::Say { to, text, dropped: Some(MqttDrop::Refused) }
-    }
+}
+
+fn refuse(fault: Fault, to: ReplyTo) -> Verdict {
+    Verdict::Say { to, text: wire::encode(&Reply::Error(fault)), dropped: Some(MqttDrop::Refused) }
 }
 
 fn say(to: ReplyTo, reply: &Reply<'_>) -> Verdict {
-    Verdict::Say { to, text: wire::encode(reply, false), dropped: None }
+    Verdict::Say { to, text: wire::encode(reply), dropped: None }
 }
 
 /// The Response Topic if it is the sender's own, else the fixed one, which clients of MQTT 3.1.1 know.
