@@ -180,6 +180,20 @@ fn a_token_is_remembered_for_its_client_only() {
 }
 
 #[test]
+fn a_token_is_forgotten_when_its_client_was_silent_for_ten_minutes() {
+    let mut door = Door::locked();
+    let hello = format!(r#"{{"v":1,"type":"hello","token":"{}"}}"#, token(None, Duration::ZERO));
+    door.says("kitchen", &hello);
+    let offer = |id| offer(id, "").replace(r#""token":"","#, "");
+    for id in ["1", "2"] {
+        door.now += Duration::from_secs(599);
+        door.is_asked("kitchen", &offer(id));
+    }
+    door.now += Duration::from_secs(600);
+    assert_eq!(door.says("kitchen", &offer("3"))["code"], "token-needed");
+}
+
+#[test]
 fn a_token_that_has_ended_opens_nothing() {
     let mut door = Door::locked();
     // It was good for an hour, and that was 61 minutes and more ago: beyond the leeway for clocks.

@@ -170,6 +170,9 @@ impl Viewers {
         }
         match clients.get_mut(name) {
             Some(client) => {
+                if client.is_forgotten(now) {
+                    client.forget();
+                }
                 client.used_at = now;
                 Admission::Admitted(client)
             }
@@ -188,7 +191,7 @@ fn make_room(clients: &mut HashMap<Arc<str>, Client>, now: Instant) {
     if clients.len() < MAX_CLIENTS {
         return;
     }
-    clients.retain(|_, client| now.saturating_duration_since(client.used_at) < FORGOTTEN_AFTER);
+    clients.retain(|_, client| !client.is_forgotten(now));
     if clients.len() >= MAX_CLIENTS
         && let Some(oldest) = clients.values().min_by_key(|client| (client.token.is_some(), client.used_at))
     {
@@ -208,6 +211,17 @@ impl Client {
             camera: None,
             asked: VecDeque::new(),
         }
+    }
+
+    fn is_forgotten(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.used_at) >= FORGOTTEN_AFTER
+    }
+
+    /// Whoever has the name now has to say anew who it is.
+    fn forget(&mut self) {
+        self.token = None;
+        self.camera = None;
+        self.asked.clear();
     }
 
     fn may_be_told(&mut self, now: Instant) -> bool {
