@@ -156,6 +156,21 @@ fn the_same_offer_again_is_dropped_and_a_new_try_is_not() {
 }
 
 #[test]
+fn a_rejected_offer_may_be_made_again_as_it_was() {
+    let mut door = Door::open();
+    for _ in 0..10 {
+        let Request { from: to, id, .. } = door.is_asked("kitchen", &offer("1", ""));
+        let rejected = Response { to, id, reply: Reply::Rejected(RejectReason::Busy { retry_after: BUSY_FOR }) };
+        let (_, text) = door.viewers.reply(&rejected, &door.topics);
+        assert!(text.contains(r#""code":"busy""#), "{text}");
+    }
+    let Request { from: to, id, .. } = door.is_asked("kitchen", &offer("1", ""));
+    let answer = Response { to, id, reply: Reply::Answer { sdp: "v=0".into() } };
+    door.viewers.reply(&answer, &door.topics);
+    assert!(matches!(door.hears("kitchen", &offer("1", "")), Verdict::Drop(MqttDrop::Repeated)));
+}
+
+#[test]
 fn what_the_broker_has_kept_is_stale() {
     let kept = Incoming { retained: true, ..message(&offer("1", "")) };
     assert!(matches!(Door::open().hears_message("kitchen", &kept), Verdict::Drop(MqttDrop::Retained)));

@@ -84,7 +84,8 @@ struct Client {
 
 /// An offer or restart that the engine has been given.
 struct Asked {
-    hash: u64,
+    /// `None`: it was rejected, and the same again is a new try.
+    hash: Option<u64>,
     at: Instant,
     session: SessionName,
     id: Correlation,
@@ -133,11 +134,17 @@ impl Viewers {
     }
 
     /// What the engine says, as it goes to the broker.
-    pub(super) fn reply(&self, response: &Response, topics: &Topics) -> (ReplyTo, String) {
+    pub(super) fn reply(&mut self, response: &Response, topics: &Topics) -> (ReplyTo, String) {
         let Response { to: Address { client, session }, id, reply } = response;
-        let known = self.clients.get(&client.name);
-        let is_asked = matches!(reply, CameraReply::Answer { .. } | CameraReply::Rejected(_));
-        let asked = known.filter(|_| is_asked).and_then(|client| client.asked_for(session, id));
+        let known = self.clients.get_mut(&client.name);
+        let asked = known.and_then(|client| match reply {
+            CameraReply::Answer { .. } => client.asked_for(session, id),
+            CameraReply::Rejected(_) => {
+                client.may_ask_again(session, id);
+                client.asked_for(session, id)
+            }
+            CameraReply::Notice(_) | CameraReply::Bye(_) => None,
+        });
         let to = asked.unwrap_or_else(|| ReplyTo { topic: topics.rsp(&client.name), correlation: None });
         (to, wire::encode(&Reply::Response(response)))
     }
@@ -285,12 +292,18 @@ impl Client {
     /// Remembers an offer; `false`: it was here before. A broker may deliver twice what it was given once (QoS 1).
     fn is_first(&mut self, hash: u64, session: &SessionName, id: &Correlation, to: ReplyTo, now: Instant) -> bool {
         self.asked.retain(|asked| now.saturating_duration_since(asked.at) < REPEATED_WITHIN);
-        if self.asked.iter().any(|asked| asked.hash == hash) {
+        if self.asked.iter().any(|asked| asked.hash == Some(hash)) {
             return false;
         }
         self.asked.truncate(MAX_ASKED - 1);
-        self.asked.push_front(Asked { hash, at: now, session: session.clone(), id: id.clone(), to });
+        self.asked.push_front(Asked { hash: Some(hash), at: now, session: session.clone(), id: id.clone(), to });
         true
+    }
+
+    /// It was told why not, and may know that this has changed.
+    fn may_ask_again(&mut self, session: &SessionName, id: &Correlation) {
+        let of_this = |asked: &&mut Asked| asked.session == *session && asked.id == *id;
+        self.asked.iter_mut().filter(of_this).for_each(|asked| asked.hash = None);
     }
 
     fn asked_for(&self, session: &SessionName, id: &Correlation) -> Option<ReplyTo> {
