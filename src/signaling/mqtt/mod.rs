@@ -49,7 +49,6 @@ use self::post::Post;
 use self::presence::Schedule;
 use self::retained::Retained;
 pub use self::tls::{ClientPem, Tls, TlsError, is_host};
-pub use self::topics::{MAX_PREFIX_LEVELS, is_prefix};
 use self::topics::{Purpose, Topics};
 use self::trigger::Paces;
 use self::viewers::{ReplyTo, Verdict, Viewers};
@@ -87,7 +86,7 @@ pub struct MqttSettings {
     /// Empty: none.
     pub username: String,
     pub password: String,
-    /// First levels of every topic: [`is_prefix`].
+    /// First levels of every topic: [`is_prefix`](crate::core::signal::is_prefix).
     pub prefix: String,
     /// Home Assistant's discovery prefix, where discovery is wanted.
     pub home_assistant: Option<String>,

@@ -240,7 +240,8 @@ fn an_answer_goes_where_its_sender_may_have_it() {
 fn an_answer_has_the_form_of_its_offer_whatever_the_client_said_before() {
     let mut door = Door::open();
     let answer = |door: &mut Door, Request { from: to, id, .. }: Request| -> Value {
-        let (_, text) = door.viewers.reply(&Response { to, id, reply: Reply::Answer { sdp: "v=0".into() } }, &door.topics);
+        let (_, text) =
+            door.viewers.reply(&Response { to, id, reply: Reply::Answer { sdp: "v=0".into() } }, &door.topics);
         serde_json::from_str(&text).unwrap()
     };
     let bare = door.is_asked("kitchen", &format!(r#"{{"type":"offer","sdp":"{SDP}"}}"#));

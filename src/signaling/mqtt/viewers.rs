@@ -309,7 +309,6 @@ impl Client {
     fn asked_for(&self, session: &SessionName, id: &Correlation) -> Option<ReplyTo> {
         self.asked.iter().find(|asked| asked.session == *session && asked.id == *id).map(|asked| asked.to.clone())
     }
-
 }
 
 fn refuse(fault: Fault, to: ReplyTo) -> Verdict {
