@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::broker::{self, Ends, Incoming, Line, Outgoing, Plan, Unsent};
 use super::topics::Topics;
-use super::{INBOX, MqttSettings, client_id, home_assistant};
+use super::{INBOX, MqttSettings, home_assistant};
 use crate::core::counters::LinkCounters;
 use crate::core::signal::CameraId;
 
@@ -43,13 +43,8 @@ pub async fn forget(settings: MqttSettings, device: &str, cameras: &[CameraId]) 
     let discovery = settings.home_assistant.clone().unwrap_or_else(|| "homeassistant".into());
     known.insert(home_assistant::config_topic(&discovery, device));
 
-    let plan = Plan {
-        client_id: format!("{}-forget", client_id(device)),
-        will: None,
-        filters: topics.retained_filters(),
-        wants_retained: true,
-        settings,
-    };
+    let plan = Plan::beside(settings, device, "forget", topics.retained_filters());
+    let plan = Plan { wants_retained: true, ..plan };
     let (line, mut lines) = watch::channel(None);
     let (incoming, mut inbox) = mpsc::channel(INBOX);
     let cut = CancellationToken::new();

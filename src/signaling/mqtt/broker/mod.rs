@@ -29,7 +29,7 @@ use self::complaint::{explain, is_contended};
 use self::line::{Limits, Underway};
 pub(super) use self::line::{Line, Outgoing, REQUESTS, Unsent};
 use super::super::{clock, wire};
-use super::MqttSettings;
+use super::{MqttSettings, client_id};
 use crate::core::backoff::Backoff;
 use crate::core::counters::{LinkCounters, MqttDrop};
 
@@ -77,6 +77,14 @@ pub(super) struct Plan {
     pub(super) filters: Vec<String>,
     /// Messages kept by the broker are wanted too.
     pub(super) wants_retained: bool,
+}
+
+impl Plan {
+    /// For a word with the broker beside the daemon, which keeps its connection: with a client id of its own, and no will.
+    pub(super) fn beside(settings: MqttSettings, device: &str, errand: &str, filters: Vec<String>) -> Self {
+        let client_id = format!("{}-{errand}", client_id(device));
+        Self { settings, client_id, will: None, filters, wants_retained: false }
+    }
 }
 
 /// The ends of the connection's task.
