@@ -6,6 +6,7 @@
 
 mod complaint;
 mod line;
+mod outage;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub(super) use self::complaint::Complaint;
-use self::complaint::{explain, is_contended};
+use self::complaint::explain;
 use self::line::{Limits, Underway};
 pub(super) use self::line::{Line, Outgoing, REQUESTS, Unsent};
+use self::outage::{Outage, Verdict};
 use super::super::{clock, wire};
 use super::{MqttSettings, client_id};
-use crate::core::backoff::Backoff;
 use crate::core::counters::{LinkCounters, MqttDrop};
 
 /// A message of ours with the topic and properties around it. Brokers drop larger ones for us (MQTT 5, section 3.1.2.11.4).
@@ -42,13 +43,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(10);
 /// DNS, TCP, TLS and the broker's welcome together.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
-/// A connection that lived so long was a good one: the next failure is new.
-const HEALTHY_AFTER: Duration = Duration::from_secs(60);
-/// While the broker is away so shortly, it is tried at least this often.
-const SHORT_OUTAGE: Duration = Duration::from_secs(120);
-/// With the time that a connection takes, the device is back within five seconds of the broker.
-const LONGEST_AT_FIRST: Duration = Duration::from_secs(4);
-const LEAST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Publications the broker has not acknowledged yet. The library keeps a slot for each.
 const IN_FLIGHT: u16 = 64;
@@ -178,23 +172,12 @@ enum End {
 
 impl Dialer {
     async fn dial(&mut self) {
-        let mut backoff = Backoff::default();
-        let mut lost_at = clock();
-        // Connections in a row that were cut soon after they came up.
-        let mut cut_short = 0;
+        let mut outage = Outage::new(clock());
         loop {
             let (connected_at, end) = self.hold_one().await;
             self.ends.lines.send_replace(None);
             self.ends.counters.mqtt.connected.set(0);
-            let now = clock();
-            if let Some(since) = connected_at {
-                lost_at = now;
-                if now - since >= HEALTHY_AFTER {
-                    backoff.reset();
-                    self.told.complaint = None;
-                }
-            }
-            let mut complaint = match end {
+            let complaint = match end {
                 End::HungUp => return,
                 End::Silent(words) => Complaint { slug: "silent", words: words.into() },
                 End::Failed(error) => {
@@ -202,13 +185,12 @@ impl Dialer {
                     explain(&error, connected_at.is_some(), &self.plan.settings)
                 }
             };
-            let was_short = connected_at.is_some_and(|since| now - since < HEALTHY_AFTER);
-            cut_short = if was_short && complaint.is_without_words() { cut_short + 1 } else { 0 };
-            if cut_short > 1 {
-                complaint = Complaint::of_cut_off_again();
+            let Verdict { complaint, pause, was_healthy } =
+                outage.judge(complaint, connected_at, clock(), rand::random());
+            if was_healthy {
+                self.told.complaint = None;
             }
             self.ends.counters.mqtt.failures.add(1);
-            let pause = pause(&complaint, &mut backoff, now - lost_at, rand::random());
             self.tell(&complaint, pause);
             sleep(pause).await;
         }
@@ -392,14 +374,4 @@ impl Dialer {
             warn!(retry_in_s, "no MQTT broker: {words}");
         }
     }
-}
-
-/// How long to wait: full jitter, so that a fleet does not come back in one stroke; soon while the broker is only restarted.
-fn pause(complaint: &Complaint, backoff: &mut Backoff, away: Duration, random: f64) -> Duration {
-    if is_contended(complaint) {
-        // The other device connects again at once; neither of us is to throw the other out every second.
-        return Backoff::LONGEST.mul_f64(1.0 + random);
-    }
-    let longest = if away < SHORT_OUTAGE { LONGEST_AT_FIRST } else { Backoff::LONGEST };
-    backoff.next(1.0).min(longest).mul_f64(random).max(LEAST_PAUSE)
 }
