@@ -37,8 +37,8 @@ use crate::core::counters::{LinkCounters, MqttDrop};
 /// A message of ours with the topic and properties around it. Brokers drop larger ones for us (MQTT 5, section 3.1.2.11.4).
 const MAX_INCOMING: u32 = wire::MAX_MESSAGE as u32 + 4096;
 
-/// A dead connection is seen after two of these.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A dead connection is seen after two of these: within half a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(14);
 /// From the first packet of ours to the broker's permission to listen.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(10);
 /// DNS, TCP, TLS and the broker's welcome together.
@@ -207,8 +207,9 @@ impl Dialer {
         let mut handled = 0;
         loop {
             let patience = if connected_at.is_some() {
-                // A ping and its answer; the library's own look at them does not see a write that never ends.
-                2 * events.options.keep_alive() + KEEP_ALIVE / 3
+                // The library looks for its pings' answers itself, but does not see a write that never ends. Of a good
+                // connection something comes, a ping of ours at least, in half that time.
+                2 * events.options.keep_alive()
             } else {
                 SUBSCRIBED_WITHIN
             };
