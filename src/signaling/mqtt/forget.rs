@@ -49,7 +49,13 @@ pub async fn forget(settings: MqttSettings, device: &str, cameras: &[CameraId]) 
     let (incoming, mut inbox) = mpsc::channel(INBOX);
     let cut = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let ends = Ends { lines: line, incoming, counters: Arc::<LinkCounters>::default(), cut: cut.clone() };
+    let ends = Ends {
+        lines: line,
+        incoming,
+        offs: Arc::default(),
+        counters: Arc::<LinkCounters>::default(),
+        cut: cut.clone(),
+    };
     let connection = tasks.spawn(broker::keep_connected(plan, ends));
     let clear = async {
         // The connection's task ends only when it is told to.

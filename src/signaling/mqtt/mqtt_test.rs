@@ -301,9 +301,71 @@ fn made_up_names_throw_nobody_out_who_has_a_token() {
     door.is_asked("kitchen", &offer("1", "").replace(r#""token":"","#, ""));
 }
 
-#[test]
-fn settings_in_debug_output_hold_no_password() {
-    let settings = MqttSettings {
+/// The link, with an engine that takes nothing until it is asked to.
+struct Switchboard {
+    link: Link,
+    engine: mpsc::Receiver<Inbound>,
+    outcomes: mpsc::Receiver<Outcome>,
+}
+
+impl Switchboard {
+    fn new() -> Self {
+        let (engine, inbox) = mpsc::channel(1);
+        let (outcomes, decided) = mpsc::channel(OUTCOMES);
+        let topics = Topics::new("edgecam", "frontdoor");
+        let link = Link::new(Arc::new(links(Rule::Open, engine)), topics, settings(), mpsc::channel(1).0, outcomes);
+        Self { link, engine: inbox, outcomes: decided }
+    }
+
+    fn hears(&mut self, word: &str, retained: bool) {
+        let topic = "edgecam/frontdoor/cam/front/enabled/set".into();
+        self.link.handle_message(Incoming { topic, retained, ..message(word) });
+    }
+
+    /// The engine takes what waits next: ON or OFF.
+    async fn switches(&mut self) -> bool {
+        let Some(Inbound::Switch { on, reply, .. }) = self.engine.recv().await else { panic!("another question") };
+        reply.send(Ok(())).unwrap();
+        assert!(self.outcomes.recv().await.unwrap().outcome.is_ok());
+        on
+    }
+
+    fn dropped(&self, reason: MqttDrop) -> u64 {
+        self.link.links.counters.mqtt.messages_dropped[reason as usize].get()
+    }
+}
+
+#[tokio::test]
+async fn an_off_waits_for_a_busy_engine_and_nothing_overtakes_it() {
+    let mut board = Switchboard::new();
+    board.hears("ON", false);
+    // The engine has no room any more.
+    for _ in 0..100 {
+        board.hears("OFF", false);
+    }
+    board.hears("ON", false);
+    assert!(board.switches().await);
+    assert!(!board.switches().await);
+    assert!(board.engine.try_recv().is_err(), "one question for all of them");
+    assert_eq!((board.dropped(MqttDrop::Repeated), board.dropped(MqttDrop::Refused)), (99, 1));
+    // And then it goes on as before.
+    tokio::task::yield_now().await;
+    board.hears("ON", false);
+    assert!(board.switches().await);
+}
+
+#[tokio::test]
+async fn an_off_with_the_retain_flag_is_obeyed_and_an_on_is_not() {
+    let mut board = Switchboard::new();
+    board.hears("ON", true);
+    board.hears("OFF", true);
+    assert!(!board.switches().await);
+    assert!(board.engine.try_recv().is_err());
+    assert_eq!(board.dropped(MqttDrop::Retained), 1);
+}
+
+fn settings() -> MqttSettings {
+    MqttSettings {
         host: "broker".into(),
         port: 1883,
         tls: None,
@@ -312,8 +374,12 @@ fn settings_in_debug_output_hold_no_password() {
         prefix: "edgecam".into(),
         home_assistant: None,
         page_url: None,
-    };
-    assert!(!format!("{settings:?}").contains("canary"));
+    }
+}
+
+#[test]
+fn settings_in_debug_output_hold_no_password() {
+    assert!(!format!("{:?}", settings()).contains("canary"));
 }
 
 /// Every MQTT example in the manual against what is really read and said.

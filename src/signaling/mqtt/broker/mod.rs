@@ -31,6 +31,7 @@ use self::line::{Limits, Underway};
 pub(super) use self::line::{Line, Outgoing, REQUESTS, Unsent};
 use self::outage::{Outage, Verdict};
 use super::super::{clock, wire};
+use super::switch::Offs;
 use super::{MqttSettings, client_id};
 use crate::core::counters::{LinkCounters, MqttDrop};
 
@@ -86,6 +87,8 @@ pub(super) struct Ends {
     /// `None` while there is no connection.
     pub(super) lines: watch::Sender<Option<Line>>,
     pub(super) incoming: mpsc::Sender<Incoming>,
+    /// What of it is kept when there is no room.
+    pub(super) offs: Arc<Offs>,
     pub(super) counters: Arc<LinkCounters>,
     /// Ends the task, whatever it does.
     pub(super) cut: CancellationToken,
@@ -111,7 +114,7 @@ pub(super) async fn keep_connected(plan: Plan, ends: Ends) {
 pub(super) async fn visit(plan: Plan, message: Outgoing) -> Result<Vec<String>, String> {
     let (lines, mut standing) = watch::channel(None);
     let (incoming, _inbox) = mpsc::channel(1);
-    let ends = Ends { lines, incoming, counters: Arc::default(), cut: CancellationToken::new() };
+    let ends = Ends { lines, incoming, offs: Arc::default(), counters: Arc::default(), cut: CancellationToken::new() };
     let mut dialer = Dialer { plan, ends, terms: WillTerms::default(), told: Told::default() };
     let speak = async {
         let line: Option<Line> = standing.wait_for(Option::is_some).await.ok().and_then(|line| line.clone());
@@ -339,7 +342,9 @@ impl Dialer {
             publish.properties.map_or((None, None), |p| (p.response_topic, p.correlation_data));
         let Publish { topic, payload, retain, .. } = publish;
         let message = Incoming { topic, payload, retained: retain, response_topic, correlation };
-        if self.ends.incoming.try_send(message).is_err() {
+        if let Err(unsent) = self.ends.incoming.try_send(message)
+            && !self.ends.offs.keep(unsent.into_inner())
+        {
             mqtt.dropped(MqttDrop::Flooded);
         }
     }
@@ -374,5 +379,48 @@ impl Dialer {
         } else {
             warn!(retry_in_s, "no MQTT broker: {words}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::topics::Topics;
+    use super::*;
+    use crate::core::signal::CameraId;
+
+    #[tokio::test]
+    async fn an_off_finds_its_way_past_a_flood() {
+        let front = CameraId::new("front").unwrap();
+        let topics = Topics::new("edgecam", "frontdoor");
+        let offs = Arc::new(Offs::new(&topics, [&front].into_iter()));
+        let (incoming, _inbox) = mpsc::channel(1);
+        let ends = Ends {
+            lines: watch::channel(None).0,
+            incoming,
+            offs: Arc::clone(&offs),
+            counters: Arc::default(),
+            cut: CancellationToken::new(),
+        };
+        let settings = MqttSettings {
+            host: "broker.example.org".into(),
+            port: 1883,
+            tls: None,
+            username: String::new(),
+            password: String::new(),
+            prefix: "edgecam".into(),
+            home_assistant: None,
+            page_url: None,
+        };
+        let plan = Plan::beside(settings, "frontdoor", "test", Vec::new());
+        let dialer = Dialer { plan, ends, terms: WillTerms::default(), told: Told::default() };
+        let publish = |topic: &str, payload: &str| Publish::new(topic, QoS::AtLeastOnce, payload.to_owned(), None);
+        dialer.hand_on(publish("edgecam/frontdoor/rpc/flood", "takes the last room"));
+        for _ in 0..1000 {
+            dialer.hand_on(publish("edgecam/frontdoor/cam/front/enabled/set", "OFF"));
+            dialer.hand_on(publish("edgecam/frontdoor/cam/front/enabled/set", "ON"));
+            dialer.hand_on(publish("edgecam/frontdoor/cam/cellar/enabled/set", "OFF"));
+        }
+        assert_eq!(offs.take().await.into_keys().collect::<Vec<_>>(), [front]);
+        assert_eq!(dialer.ends.counters.mqtt.messages_dropped[MqttDrop::Flooded as usize].get(), 2000);
     }
 }
