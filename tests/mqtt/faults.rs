@@ -201,6 +201,22 @@ async fn one_clients_flood_is_dropped_and_counted_and_another_is_answered() {
     watching.has_lost_nothing().await;
 }
 
+#[tokio::test]
+async fn in_a_flood_the_privacy_switch_still_shuts() {
+    let broker = Broker::open().await;
+    let daemon = Daemon::at(&broker).await;
+    let watching = Watching::by_whep(&daemon).await;
+    let mut house = Client::comes(broker.port(), "house").await;
+    let state = daemon.topic("cam/front/enabled/state");
+    house.subscribes(&state).await;
+    let flood = Flood::starts(&broker, &daemon, 10_000);
+    daemon.reaches("edgecam_mqtt_messages_dropped_total", "", 1_000.0, PATIENCE).await;
+    house.publishes(&daemon.topic("cam/front/enabled/set"), "OFF").await;
+    house.hears_that(&state, |state| state.text() == "OFF").await;
+    watching.sees_the_end().await;
+    flood.stops();
+}
+
 /// F08 of the fault table.
 #[tokio::test]
 #[ignore = "measures, so it wants the machine for itself: make faults"]
