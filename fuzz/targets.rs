@@ -30,7 +30,7 @@ pub fn wire(bytes: &[u8]) {
             assert!(incoming.id.is_none_or(|id| id.len() <= 128));
         }
         Err(unreadable) => {
-            let error = encode(&Outgoing::Error(Fault::from(unreadable)), false);
+            let error = encode(&Outgoing::Error(Fault::from(unreadable)));
             assert!(error.starts_with('{') && error.len() < 4096, "{error}");
         }
     }

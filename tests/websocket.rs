@@ -138,6 +138,10 @@ async fn a_page_of_ten_lines_needs_no_envelope() {
     viewer.says(json!({ "candidate": "candidate:1", "sdpMid": "0", "sdpMLineIndex": 0 })).await;
     let heard = device.hears_request().await;
     assert_eq!((heard.from, heard.signal), (request.from, Signal::Candidate { line: "candidate:1".into() }));
+
+    // Whoever spoke so once may still speak otherwise, and is answered as it spoke.
+    let answered = viewer.offers("whole").await;
+    assert_eq!(answered["description"]["sdp"], answer("srvA"), "{answered}");
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 use super::error::Wrong;
 use super::file::MqttToml;
 use super::secret::Secrets;
-use crate::signaling::mqtt::{ClientPem, MAX_PREFIX_LEVELS, MqttSettings, Tls, TlsError, is_host, is_prefix};
+use crate::core::signal::{MAX_PREFIX_LEVELS, is_prefix};
+use crate::signaling::mqtt::{ClientPem, MqttSettings, Tls, TlsError, is_host};
 
 /// `None`: there is no broker.
 pub(super) fn mqtt(

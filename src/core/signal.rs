@@ -35,6 +35,19 @@ pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
+/// Levels that a prefix may have: with five more of ours a topic has at most the seven slashes that AWS IoT takes.
+pub const MAX_PREFIX_LEVELS: usize = 3;
+
+/// Whether `text` may stand before the device's name in a topic: one to three names with slashes between.
+pub fn is_prefix(text: &str) -> bool {
+    is_path(text, MAX_PREFIX_LEVELS)
+}
+
+/// Whether `text` is names with slashes between, so many at most.
+pub fn is_path(text: &str, max_levels: usize) -> bool {
+    text.split('/').count() <= max_levels && text.split('/').all(is_name)
+}
+
 /// A way to signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LinkId {
@@ -223,6 +236,21 @@ impl CloseReason {
             Self::LinkTooSlow => "link-too-slow",
             Self::Disabled => "disabled",
             Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_has_up_to_three_names() {
+        for good in ["edgecam", "home/cams", "dt/site-1/cams"] {
+            assert!(is_prefix(good), "{good}");
+        }
+        for bad in ["", "/", "edgecam/", "/edgecam", "a//b", "a/b/c/d", "a/+", "a/#", "$SYS"] {
+            assert!(!is_prefix(bad), "{bad}");
         }
     }
 }

@@ -80,8 +80,6 @@ struct Conversation {
     grant: Option<Grant>,
     /// The camera named in `hello`.
     camera: Option<CameraId>,
-    /// The client speaks without an envelope.
-    bare: bool,
     pace: Pace,
 }
 
@@ -103,7 +101,7 @@ impl Conversation {
         let client = ClientId { link: LinkId::WebSocket, name: unguessable_name().into() };
         let grant = (!links.access.needs_token()).then(Grant::everything);
         let pace = Pace::new(clock());
-        Self { links, caller, client, outbox, responses, grant, camera: None, bare: false, pace }
+        Self { links, caller, client, outbox, responses, grant, camera: None, pace }
     }
 
     async fn run(mut self, mut socket: WebSocket, token: Option<String>) {
@@ -124,7 +122,7 @@ impl Conversation {
                 biased;
                 () = self.links.stopping.cancelled() => return Err(self.last_words(socket).await),
                 Some(response) = self.responses.recv() => {
-                    send(socket, &Outgoing::Response(&response), self.bare).await?;
+                    send(socket, &Outgoing::Response(&response)).await?;
                 }
                 received = socket.recv() => {
                     timers.heard(&self.links.settings);
@@ -162,15 +160,14 @@ impl Conversation {
         }
     }
 
-    async fn answer(&mut self, Incoming { id, said, bare }: Incoming, socket: &mut WebSocket) -> Result<(), End> {
-        self.bare |= bare;
+    async fn answer(&mut self, Incoming { id, said }: Incoming, socket: &mut WebSocket) -> Result<(), End> {
         if let Said::Offer { token: Some(token), .. } = &said {
             self.introduce(Some(&token.0), &id)?;
         }
         let (session, signal) = match (said, &self.grant) {
             (Said::Hello { token, camera }, _) => return self.greet(id, token, camera, socket).await,
             (_, None) => return Err(denied(&id, &Denied::TokenNeeded)),
-            (Said::Ping, Some(_)) => return send(socket, &Outgoing::Pong { id }, false).await,
+            (Said::Ping, Some(_)) => return send(socket, &Outgoing::Pong { id }).await,
             (Said::Signal { session, signal }, Some(_)) => (session, signal),
             (Said::Offer { session, camera, sdp, token: _ }, Some(grant)) => match self.camera_for(camera, grant) {
                 Ok(camera) => (session, Signal::Offer { camera, sdp }),
@@ -193,7 +190,7 @@ impl Conversation {
     ) -> Result<(), End> {
         self.introduce(token.as_ref().map(|token| token.0.as_str()), &id)?;
         self.camera = camera.or(self.camera.take());
-        send(socket, &Outgoing::Welcome { id, welcome: &self.welcome() }, false).await
+        send(socket, &Outgoing::Welcome { id, welcome: &self.welcome() }).await
     }
 
     fn camera_for(&self, named: Option<CameraId>, grant: &Grant) -> Result<CameraId, Denied> {
@@ -206,7 +203,7 @@ impl Conversation {
             Ok(()) => Ok(()),
             Err(reason) => {
                 let response = Response { to, id, reply: Reply::Rejected(reason) };
-                send(socket, &Outgoing::Response(&response), self.bare).await
+                send(socket, &Outgoing::Response(&response)).await
             }
         }
     }
@@ -239,7 +236,7 @@ impl Conversation {
 
     async fn refuse(&self, socket: &mut WebSocket, fault: Fault) -> Result<(), End> {
         self.links.counters.messages_refused.add(1);
-        send(socket, &Outgoing::Error(fault), self.bare).await
+        send(socket, &Outgoing::Error(fault)).await
     }
 
     /// The engine says bye to every session and lets go of the outbox; that is passed on before the socket closes.
@@ -248,7 +245,7 @@ impl Conversation {
         drop(std::mem::replace(&mut self.outbox, unused));
         let forward = async {
             while let Some(response) = self.responses.recv().await {
-                send(socket, &Outgoing::Response(&response), self.bare).await?;
+                send(socket, &Outgoing::Response(&response)).await?;
             }
             Ok::<_, End>(())
         };
@@ -298,8 +295,8 @@ impl Timers {
 }
 
 /// A write that never ends is cut off below, by the listener.
-async fn send(socket: &mut WebSocket, outgoing: &Outgoing<'_>, bare: bool) -> Result<(), End> {
-    socket.send(Message::Text(wire::encode(outgoing, bare).into())).await.map_err(|_| End::Gone)
+async fn send(socket: &mut WebSocket, outgoing: &Outgoing<'_>) -> Result<(), End> {
+    socket.send(Message::Text(wire::encode(outgoing).into())).await.map_err(|_| End::Gone)
 }
 
 async fn say_goodbye(mut socket: WebSocket, end: End) {
@@ -308,7 +305,7 @@ async fn say_goodbye(mut socket: WebSocket, end: End) {
         End::Closed { code, reason } => (code, reason),
         End::Fault(fault) => {
             let code = fault.code;
-            if send(&mut socket, &Outgoing::Error(fault), false).await.is_err() {
+            if send(&mut socket, &Outgoing::Error(fault)).await.is_err() {
                 return;
             }
             (close_code::POLICY, code)

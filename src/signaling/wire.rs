@@ -18,7 +18,7 @@ pub const VERSION: u64 = 1;
 /// No message is longer, in bytes; a browser's largest offer has about 25,000.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
-/// The session of a client that speaks without an envelope: it has just one.
+/// The session of a client that speaks without an envelope: it has just one, and what is said in it has no envelope either.
 pub const BARE_SESSION: &str = "bare";
 
 const MAX_ID: usize = 128;
@@ -29,8 +29,6 @@ const MAX_CANDIDATE: usize = 512;
 pub struct Incoming {
     pub id: Correlation,
     pub said: Said,
-    /// It came without an envelope, and the answer goes out without one.
-    pub bare: bool,
 }
 
 /// A viewer's token, which no debug output shows.
@@ -150,17 +148,17 @@ pub fn decode(message: &[u8]) -> Result<Incoming, Unreadable> {
     let session = envelope.session.as_ref().and_then(Value::as_str).and_then(|name| SessionName::new(name).ok());
     let said = if envelope.is_bare() { envelope.said_bare() } else { envelope.said() };
     match said {
-        Ok((said, bare)) => Ok(Incoming { id, said, bare }),
+        Ok(said) => Ok(Incoming { id, said }),
         Err(error) => Err(Unreadable { id, session, error }),
     }
 }
 
-/// A message of the camera's side; `bare` leaves the envelope's `description` out for a client that cannot look into it.
-pub fn encode(outgoing: &Outgoing<'_>, bare: bool) -> String {
+/// A message of the camera's side; in [`BARE_SESSION`] without the envelope's `description`, which that client cannot look into.
+pub fn encode(outgoing: &Outgoing<'_>) -> String {
     let mut message = match outgoing {
         Outgoing::Welcome { id, welcome } => with_id(welcome_json(welcome), id),
         Outgoing::Pong { id } => with_id(json!({ "type": "pong" }), id),
-        Outgoing::Response(response) => response_json(response, bare),
+        Outgoing::Response(response) => response_json(response),
         Outgoing::Error(fault) => fault_json(fault),
     };
     message["v"] = VERSION.into();
@@ -207,7 +205,7 @@ impl Envelope {
         self.v.is_none() && (self.sdp.is_some() || (self.r#type.is_none() && self.candidate.is_some()))
     }
 
-    fn said_bare(self) -> Result<(Said, bool), WireError> {
+    fn said_bare(self) -> Result<Said, WireError> {
         let session = SessionName::new(BARE_SESSION).map_err(|error| bad_name("session", &error))?;
         let said = match self.sdp {
             Some(sdp) => {
@@ -216,10 +214,10 @@ impl Envelope {
             }
             None => Said::Signal { session, signal: self.candidate()? },
         };
-        Ok((said, true))
+        Ok(said)
     }
 
-    fn said(self) -> Result<(Said, bool), WireError> {
+    fn said(self) -> Result<Said, WireError> {
         if self.v.as_ref().and_then(Value::as_u64) != Some(VERSION) {
             return Err(WireError::UnknownVersion);
         }
@@ -238,7 +236,7 @@ impl Envelope {
             "ping" => Said::Ping,
             other => return Err(WireError::UnknownType(other.chars().take(40).collect())),
         };
-        Ok((said, false))
+        Ok(said)
     }
 
     fn session(&self) -> Result<SessionName, WireError> {
@@ -336,9 +334,9 @@ fn server_json(server: &OfferedServer) -> Value {
     json
 }
 
-fn response_json(Response { to, id, reply }: &Response, bare: bool) -> Value {
+fn response_json(Response { to, id, reply }: &Response) -> Value {
     let mut json = match reply {
-        Reply::Answer { sdp } if bare => json!({ "type": "answer", "sdp": sdp }),
+        Reply::Answer { sdp } if to.session.as_str() == BARE_SESSION => json!({ "type": "answer", "sdp": sdp }),
         Reply::Answer { sdp } => json!({ "type": "answer", "description": { "type": "answer", "sdp": sdp } }),
         Reply::Notice(Notice::CameraLost { reason }) => {
             json!({ "type": "state", "state": "camera-lost", "message": reason })

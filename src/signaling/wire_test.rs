@@ -21,8 +21,14 @@ fn response(reply: Reply) -> Response {
     Response { to: Address { client, session: session("s") }, id: Some("7".into()), reply }
 }
 
-fn encoded(reply: Reply, bare: bool) -> Value {
-    serde_json::from_str(&encode(&Outgoing::Response(&response(reply)), bare)).unwrap()
+fn encoded(reply: Reply) -> Value {
+    encoded_in("s", reply)
+}
+
+fn encoded_in(name: &str, reply: Reply) -> Value {
+    let mut response = response(reply);
+    response.to.session = session(name);
+    serde_json::from_str(&encode(&Outgoing::Response(&response))).unwrap()
 }
 
 #[test]
@@ -33,7 +39,6 @@ fn an_offer_carries_the_browsers_own_object() {
     assert_eq!(incoming.id, Some(Arc::from("a")));
     let camera = Some(CameraId::new("front").unwrap());
     assert_eq!(incoming.said, Said::Offer { session: session("s"), camera, sdp: "v=0".into(), token: None });
-    assert!(!incoming.bare);
 }
 
 #[test]
@@ -55,7 +60,6 @@ fn every_way_browsers_write_a_candidate_is_understood() {
 #[test]
 fn a_client_without_envelope_is_understood() {
     let offer = decode(br#"{"type":"offer","sdp":"v=0"}"#).unwrap();
-    assert!(offer.bare);
     assert_eq!(
         offer.said,
         Said::Offer { session: session(BARE_SESSION), camera: None, sdp: "v=0".into(), token: None }
@@ -135,30 +139,30 @@ fn a_message_that_is_too_long_is_not_even_looked_at() {
 #[test]
 fn an_answer_to_a_bare_client_is_what_a_browser_takes() {
     let answer = Reply::Answer { sdp: "v=0".into() };
-    assert_eq!(encoded(answer.clone(), true)["sdp"], "v=0");
-    let enveloped = encoded(answer, false);
+    assert_eq!(encoded_in(BARE_SESSION, answer.clone())["sdp"], "v=0");
+    let enveloped = encoded(answer);
     assert_eq!(enveloped["description"], json!({ "type": "answer", "sdp": "v=0" }));
     assert_eq!((&enveloped["session"], &enveloped["id"], &enveloped["v"]), (&json!("s"), &json!("7"), &json!(1)));
 }
 
 #[test]
 fn a_rejection_says_when_to_try_again() {
-    let full = encoded(Reply::Rejected(RejectReason::Full { limit: 8, retry_after: Duration::from_secs(10) }), false);
+    let full = encoded(Reply::Rejected(RejectReason::Full { limit: 8, retry_after: Duration::from_secs(10) }));
     assert_eq!((&full["type"], &full["code"]), (&json!("error"), &json!("full")));
     assert_eq!(full["retry_after_ms"], 10_000);
-    let hopeless = encoded(Reply::Rejected(RejectReason::NoCommonCodec), false);
+    let hopeless = encoded(Reply::Rejected(RejectReason::NoCommonCodec));
     assert!(hopeless.get("retry_after_ms").is_none());
 }
 
 #[test]
 fn what_the_camera_says_by_itself_has_its_own_words() {
-    let lost = encoded(Reply::Notice(Notice::CameraLost { reason: "unplugged".into() }), false);
+    let lost = encoded(Reply::Notice(Notice::CameraLost { reason: "unplugged".into() }));
     assert_eq!(
         (&lost["type"], &lost["state"], &lost["message"]),
         (&json!("state"), &json!("camera-lost"), &json!("unplugged"))
     );
-    assert_eq!(encoded(Reply::Notice(Notice::CameraBack), false)["state"], "camera-back");
-    assert_eq!(encoded(Reply::Bye(CloseReason::Lost), false)["reason"], "lost");
+    assert_eq!(encoded(Reply::Notice(Notice::CameraBack))["state"], "camera-back");
+    assert_eq!(encoded(Reply::Bye(CloseReason::Lost))["reason"], "lost");
 }
 
 #[test]
@@ -203,7 +207,7 @@ fn the_manual_shows_messages_as_they_are() {
 
 /// A message of ours with the type of `example`.
 fn ours_like(example: &Value) -> Value {
-    let bare = example.get("sdp").is_some();
+    let name = if example.get("sdp").is_some() { BARE_SESSION } else { "s" };
     let text = match example["type"].as_str().unwrap() {
         "welcome" => {
             let server = OfferedServer {
@@ -218,29 +222,29 @@ fn ours_like(example: &Value) -> Value {
                 max_candidates: 64,
                 idle_ms: Some(45_000),
             };
-            encode(&Outgoing::Welcome { id: Some("1".into()), welcome: &welcome }, false)
+            encode(&Outgoing::Welcome { id: Some("1".into()), welcome: &welcome })
         }
-        "pong" => encode(&Outgoing::Pong { id: Some("1".into()) }, false),
-        "answer" => encode(&Outgoing::Response(&response(Reply::Answer { sdp: "v=0".into() })), bare),
+        "pong" => encode(&Outgoing::Pong { id: Some("1".into()) }),
+        "answer" => encoded_in(name, Reply::Answer { sdp: "v=0".into() }).to_string(),
         "state" if example["state"] == "camera-back" => {
-            encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(Notice::CameraBack)) }), false)
+            encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(Notice::CameraBack)) }))
         }
         "state" => {
             let lost = Notice::CameraLost { reason: "gone".into() };
-            encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(lost)) }), false)
+            encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(lost)) }))
         }
         "bye" => {
             let bye = Reply::Bye(CloseReason::Shutdown);
-            encode(&Outgoing::Response(&Response { id: None, ..response(bye) }), false)
+            encode(&Outgoing::Response(&Response { id: None, ..response(bye) }))
         }
         "error" => {
             let full = RejectReason::Full { limit: 8, retry_after: Duration::from_secs(10) };
-            encode(&Outgoing::Response(&response(Reply::Rejected(full))), false)
+            encode(&Outgoing::Response(&response(Reply::Rejected(full))))
         }
         other => panic!("we send no {other}"),
     };
     let mut json: Value = serde_json::from_str(&text).unwrap();
-    if bare && example.get("id").is_none() {
+    if name == BARE_SESSION && example.get("id").is_none() {
         json.as_object_mut().unwrap().remove("id");
     }
     json

@@ -15,6 +15,7 @@ mod documented;
 mod examples;
 mod faults;
 mod house;
+mod limits;
 mod presence;
 mod proxy;
 mod secrets;

@@ -1,6 +1,6 @@
 //! What everybody may know of a device without asking it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::broker::Broker;
 use super::client::{Client, Extras, Message};
@@ -77,7 +77,9 @@ async fn a_viewer_shows_in_the_cameras_state_and_so_does_its_leaving() {
     let watching = Watching::by_whep(&daemon).await;
     let live =
         house.hears_that(&state, |state| state.json()["viewers"] == 1 && state.json()["state"] == "running").await;
-    assert_eq!((&live.json()["live"], &live.json()["width"]), (&json!(true), &json!(160)), "{live:?}");
+    let shown = live.json();
+    assert_eq!((&shown["live"], &shown["width"]), (&json!(true), &json!(160)), "{live:?}");
+    assert_eq!((&shown["fps"], &shown["error"]), (&json!(15), &Value::Null), "{live:?}");
     watching.has_lost_nothing().await;
     let left = house.hears_that(&state, |state| state.json()["viewers"] == 0 && state.json()["live"] == false).await;
     assert_eq!(left.json()["enabled"], true);

@@ -1,8 +1,12 @@
 //! Machines that open, photograph and shut cameras.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::broker::Broker;
 use super::client::{Client, Extras};
@@ -17,7 +21,18 @@ struct Bell {
 
 impl Bell {
     async fn at(broker: &Broker) -> Self {
-        let daemon = Daemon::at(broker).await;
+        Self::of(broker, Daemon::at(broker).await).await
+    }
+
+    /// With a clip for a camera.
+    async fn at_clip(broker: &Broker, clip: &Path) -> Self {
+        let camera = format!("[[camera]]\nid = \"front\"\nsource = \"clip:{}\"\nlinger_s = 1\n", clip.display());
+        let daemon = Daemon::with(DaemonPlan { rest: camera, ..DaemonPlan::new(&broker.url()) }).await;
+        daemon.is_linked().await;
+        Self::of(broker, daemon).await
+    }
+
+    async fn of(broker: &Broker, daemon: Daemon) -> Self {
         let mut client = Client::comes(broker.port(), "bell").await;
         client.subscribes(&daemon.topic("rsp/bell")).await;
         client.subscribes(&daemon.topic("cam/front/event")).await;
@@ -103,6 +118,70 @@ async fn a_still_is_a_jpeg_of_the_camera_and_is_not_kept() {
     let mut late = Client::comes(broker.port(), "late").await;
     late.subscribes(&topic).await;
     assert_eq!(late.has_heard_by_now(&topic).await, []);
+}
+
+/// The least that is a recording: parameter sets, a keyframe and another picture, of 1280x720.
+const CLIP: &[u8] = b"\0\0\0\x01\x67\x42\xc0\x1f\xd9\x00\x50\x05\xbb\x01\x10\x80\0\0\0\x01\x68\xcb\x83\xcb\x20\
+    \0\0\0\x01\x65\x88\x84\x21\0\0\0\x01\x41\x9a\x24";
+
+#[tokio::test]
+async fn a_camera_that_fails_and_comes_back_says_so_with_the_triggers_id() {
+    let broker = Broker::open().await;
+    let folder = TempDir::with_prefix("edgecam-clip-").unwrap();
+    let clip = folder.path().join("clip.h264");
+    let mut bell = Bell::at_clip(&broker, &clip).await;
+    let state = bell.daemon.topic("cam/front/state");
+    bell.client.subscribes(&state).await;
+    bell.rings(r#"{"v":1,"id":"bell-19","action":"wake"}"#).await;
+    assert_eq!(bell.hears_answer().await["type"], "done");
+    let lost = bell.hears_event("camera-lost").await;
+    assert_eq!(lost["trigger"], "bell-19");
+    assert!(lost["reason"].as_str().is_some_and(|why| why.contains("clip.h264")), "{lost}");
+    let failed = bell.client.hears_that(&state, |state| state.json()["state"] == "failed").await.json();
+    assert_eq!(failed["error"], lost["reason"], "{failed}");
+    bell.rings(r#"{"v":1,"id":"photo","action":"still"}"#).await;
+    let answer = bell.hears_answer().await;
+    assert_eq!((&answer["id"], &answer["code"]), (&json!("photo"), &json!("camera-lost")), "{answer}");
+
+    fs::write(folder.path().join("unfinished"), CLIP).unwrap();
+    fs::rename(folder.path().join("unfinished"), &clip).unwrap();
+    assert_eq!(bell.hears_event("camera-back").await["trigger"], "bell-19");
+    assert_eq!(bell.hears_event("woken").await["trigger"], "bell-19");
+    let running = bell.client.hears_that(&state, |state| state.json()["state"] == "running").await.json();
+    assert_eq!((&running["error"], &running["width"]), (&Value::Null, &json!(1280)), "{running}");
+}
+
+#[tokio::test]
+async fn of_many_who_want_a_still_at_once_the_ninth_is_told_that_the_device_is_busy() {
+    let broker = Broker::open().await;
+    let folder = TempDir::with_prefix("edgecam-clip-").unwrap();
+    // A camera that opens for ever: nobody writes into it.
+    let clip = folder.path().join("clip.h264");
+    assert!(Command::new("mkfifo").arg(&clip).status().unwrap().success());
+    let mut bell = Bell::at_clip(&broker, &clip).await;
+    for number in 1..=9 {
+        bell.rings(&format!(r#"{{"v":1,"id":"photo-{number}","action":"still"}}"#)).await;
+    }
+    let answer = bell.hears_answer().await;
+    assert_eq!((&answer["id"], &answer["code"]), (&json!("photo-9"), &json!("busy")), "{answer}");
+    assert!(answer["retry_after_ms"].as_u64().is_some_and(|ms| ms > 0), "{answer}");
+}
+
+#[tokio::test]
+async fn a_camera_that_is_switched_off_is_neither_woken_nor_photographed() {
+    let broker = Broker::open().await;
+    let mut bell = Bell::at(&broker).await;
+    let state = bell.daemon.topic("cam/front/enabled/state");
+    bell.client.subscribes(&state).await;
+    bell.client.publishes(&bell.daemon.topic("cam/front/enabled/set"), "OFF").await;
+    bell.client.hears_that(&state, |state| state.text() == "OFF").await;
+    for action in ["wake", "still"] {
+        bell.rings(&format!(r#"{{"v":1,"id":"{action}-1","action":"{action}"}}"#)).await;
+        let answer = bell.hears_answer().await;
+        assert_eq!((&answer["id"], &answer["code"]), (&json!(format!("{action}-1")), &json!("disabled")), "{answer}");
+        assert_eq!(bell.hears_event("trigger-refused").await["code"], "disabled");
+    }
+    assert_eq!(bell.daemon.camera("front").await["state"], "idle");
 }
 
 #[tokio::test]

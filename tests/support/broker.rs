@@ -25,6 +25,8 @@ pub struct BrokerPlan {
     pub websockets: bool,
     /// More lines for the configuration, before the listeners: `max_packet_size 1000`.
     pub lines: String,
+    /// And for the plain listener: `max_qos 0`.
+    pub listener_lines: String,
 }
 
 /// PEM texts, as `certificates::Authority` makes them.
@@ -286,6 +288,6 @@ fn configuration(plan: &BrokerPlan, folder: &Path, ports: Ports) -> String {
     if plan.websockets {
         writeln!(text, "listener {} 127.0.0.1\nprotocol websockets", ports.websockets).unwrap();
     }
-    writeln!(text, "listener {} 127.0.0.1", ports.plain).unwrap();
+    writeln!(text, "listener {} 127.0.0.1\n{}", ports.plain, plan.listener_lines).unwrap();
     text
 }

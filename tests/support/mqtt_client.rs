@@ -209,6 +209,17 @@ impl Client {
         }
     }
 
+    /// With QoS 0: nobody tells whether it came.
+    pub async fn publishes_lightly(&mut self, topic: &str, payload: impl Into<Bytes>) {
+        let payload = payload.into();
+        match &self.wire {
+            Wire::Five(client) => {
+                client.publish(topic, v5::mqttbytes::QoS::AtMostOnce, false, payload).await.unwrap();
+            }
+            Wire::Three(client) => client.publish(topic, rumqttc::QoS::AtMostOnce, false, payload).await.unwrap(),
+        }
+    }
+
     /// The next message of a topic. What comes before on other topics stays, to be asked for later.
     pub async fn hears(&mut self, topic: &str) -> Message {
         self.hears_that(topic, |_| true).await

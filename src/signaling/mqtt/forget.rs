@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::broker::{self, Ends, Incoming, Line, Outgoing, Plan, Unsent};
 use super::topics::Topics;
-use super::{INBOX, MqttSettings, client_id, home_assistant};
+use super::{INBOX, MqttSettings, home_assistant};
 use crate::core::counters::LinkCounters;
 use crate::core::signal::CameraId;
 
@@ -43,18 +43,19 @@ pub async fn forget(settings: MqttSettings, device: &str, cameras: &[CameraId]) 
     let discovery = settings.home_assistant.clone().unwrap_or_else(|| "homeassistant".into());
     known.insert(home_assistant::config_topic(&discovery, device));
 
-    let plan = Plan {
-        client_id: format!("{}-forget", client_id(device)),
-        will: None,
-        filters: topics.retained_filters(),
-        wants_retained: true,
-        settings,
-    };
+    let plan = Plan::beside(settings, device, "forget", topics.retained_filters());
+    let plan = Plan { wants_retained: true, ..plan };
     let (line, mut lines) = watch::channel(None);
     let (incoming, mut inbox) = mpsc::channel(INBOX);
     let cut = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let ends = Ends { lines: line, incoming, counters: Arc::<LinkCounters>::default(), cut: cut.clone() };
+    let ends = Ends {
+        lines: line,
+        incoming,
+        offs: Arc::default(),
+        counters: Arc::<LinkCounters>::default(),
+        cut: cut.clone(),
+    };
     let connection = tasks.spawn(broker::keep_connected(plan, ends));
     let clear = async {
         // The connection's task ends only when it is told to.

@@ -1,7 +1,7 @@
-//! What machines ask of cameras: triggers, stills and the privacy switch, from message to answer. The rules stand in `trigger`.
+//! What machines ask of cameras: triggers and stills, from message to answer. The rules stand in `trigger`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -13,21 +13,17 @@ use super::trigger::{self, Ask, Refusal, What};
 use super::viewers::ReplyTo;
 use super::{BUSY_FOR, Link, presence};
 use crate::core::access_unit::AccessUnit;
-use crate::core::pace::Rate;
 use crate::core::signal::{CameraId, Correlation, RejectReason};
 use crate::core::trigger::Trigger;
 
-/// Triggers and switches of all cameras together: a flood of them must not reach the engine.
-const TRIGGERS: Rate = Rate::new(Duration::from_millis(10), 200);
-
 /// What became of a trigger or a switch, once the engine has decided.
 pub(super) struct Outcome {
-    camera: CameraId,
-    id: Correlation,
+    pub(super) camera: CameraId,
+    pub(super) id: Correlation,
     /// `wake`, `still`, `sleep`, `switch`.
-    what: &'static str,
-    to: Option<ReplyTo>,
-    outcome: Result<Option<Bytes>, Refusal>,
+    pub(super) what: &'static str,
+    pub(super) to: Option<ReplyTo>,
+    pub(super) outcome: Result<Option<Bytes>, Refusal>,
 }
 
 impl Link {
@@ -58,42 +54,20 @@ impl Link {
         }
     }
 
-    pub(super) fn handle_switch(&mut self, camera: CameraId, message: &Incoming, now: Instant) {
-        let to = self.answer_to(message);
-        let word = trigger::parse_switch(&message.payload);
-        // Privacy is never told to wait.
-        let is_off = matches!(word, Ok(false)) && !message.retained && self.links.camera(&camera).is_some();
-        if !is_off && let Err(refusal) = self.admit_trigger(&camera, message, now) {
-            return self.refuse(camera, || trigger::id(&message.payload), to, &refusal);
-        }
-        let on = match word {
-            Ok(on) => on,
-            Err(refusal) => return self.refuse(camera, || None, to, &refusal),
-        };
-        let (reply, decided) = oneshot::channel();
-        let asked = self.ask_engine(Inbound::Switch { camera: camera.clone(), on, id: None, reply });
-        self.await_engine(camera, None, "switch", to, asked, decided);
-    }
-
-    fn admit_trigger(&mut self, camera: &CameraId, message: &Incoming, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn admit_trigger(&mut self, camera: &CameraId, message: &Incoming, now: Instant) -> Result<(), Refusal> {
         if message.retained {
             return Err(Refusal::Retained);
         }
-        let wait = self.triggers_total.wait(TRIGGERS, now);
-        if !wait.is_zero() {
-            return Err(Refusal::RateLimited(wait));
-        }
-        self.triggers_total.count(TRIGGERS, now);
         self.triggers.check(camera, now)
     }
 
     /// Where the sender wants its answer, if that is a place for answers.
-    fn answer_to(&self, message: &Incoming) -> Option<ReplyTo> {
+    pub(super) fn answer_to(&self, message: &Incoming) -> Option<ReplyTo> {
         let topic = message.response_topic.clone().filter(|topic| self.topics.is_response_topic(topic))?;
         Some(ReplyTo { topic, correlation: message.correlation.clone() })
     }
 
-    fn await_engine(
+    pub(super) fn await_engine(
         &mut self,
         camera: CameraId,
         id: Correlation,
@@ -165,7 +139,13 @@ impl Link {
 
     /// Says why it is not followed: to the sender, and on `event` for those who can only listen there. What may be a flood is
     /// told seldom, and its `id` read only then.
-    fn refuse(&mut self, camera: CameraId, id: impl FnOnce() -> Correlation, to: Option<ReplyTo>, refusal: &Refusal) {
+    pub(super) fn refuse(
+        &mut self,
+        camera: CameraId,
+        id: impl FnOnce() -> Correlation,
+        to: Option<ReplyTo>,
+        refusal: &Refusal,
+    ) {
         self.drop(refusal.into());
         let is_told = self.triggers.may_tell(&camera, clock());
         if !is_told && (refusal.may_be_flood() || to.is_none()) {

@@ -6,7 +6,8 @@
 //! | `tls` | whom we trust, and how we prove ourselves |
 //! | `topics` | builds and reads topics |
 //! | `viewers` | the envelope on `rpc/<client>`: clients, their tokens and their rates |
-//! | `machines` | triggers, stills and the privacy switch, from message to answer |
+//! | `machines` | triggers and stills, from message to answer |
+//! | `switch` | the privacy switch, whose `OFF` is never lost |
 //! | `trigger` | how a trigger is written, how often it may come, what it is answered |
 //! | `presence` | `info`, `state` and `event`, and when they are due |
 //! | `post` | what waits for room on the connection |
@@ -16,7 +17,7 @@
 //! | `visit` | whether the link would come up |
 //!
 //! Two tasks: the connection's only polls and hands on; the link's, in this file, decides. Neither ever waits for the other or for
-//! the broker: what does not fit is dropped and counted, and what is retained is sent later.
+//! the broker: what does not fit is dropped and counted, an `OFF` apart, and what is retained is sent later.
 
 mod broker;
 mod forget;
@@ -25,17 +26,20 @@ mod machines;
 mod post;
 mod presence;
 mod retained;
+mod switch;
 mod tls;
 pub mod topics;
 pub mod trigger;
 mod viewers;
 mod visit;
 
-use std::fmt;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, iter};
 
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt, StreamMap};
@@ -48,15 +52,15 @@ use self::machines::Outcome;
 use self::post::Post;
 use self::presence::Schedule;
 use self::retained::Retained;
+use self::switch::Offs;
 pub use self::tls::{ClientPem, Tls, TlsError, is_host};
-pub use self::topics::{MAX_PREFIX_LEVELS, is_prefix};
 use self::topics::{Purpose, Topics};
 use self::trigger::Paces;
 use self::viewers::{ReplyTo, Verdict, Viewers};
 pub use self::visit::visit;
 use super::{Inbound, Links, Outbox, clock, wall_clock};
 use crate::core::counters::MqttDrop;
-use crate::core::pace::{Pace, Rate};
+use crate::core::pace::Rate;
 use crate::core::signal::{CameraId, RejectReason, Reply, Request, Response};
 use crate::core::trigger::Event;
 
@@ -87,7 +91,7 @@ pub struct MqttSettings {
     /// Empty: none.
     pub username: String,
     pub password: String,
-    /// First levels of every topic: [`is_prefix`].
+    /// First levels of every topic: [`is_prefix`](crate::core::signal::is_prefix).
     pub prefix: String,
     /// Home Assistant's discovery prefix, where discovery is wanted.
     pub home_assistant: Option<String>,
@@ -130,7 +134,14 @@ pub async fn run(links: Arc<Links>, settings: MqttSettings) {
     let (line, mut lines) = watch::channel(None);
     let (incoming, mut inbox) = mpsc::channel(INBOX);
     let cut = CancellationToken::new();
-    let ends = Ends { lines: line, incoming, counters: Arc::clone(&links.counters), cut: cut.clone() };
+    let offs = Arc::new(Offs::new(&topics, links.cameras.iter().map(|board| &board.id)));
+    let ends = Ends {
+        lines: line,
+        incoming,
+        offs: Arc::clone(&offs),
+        counters: Arc::clone(&links.counters),
+        cut: cut.clone(),
+    };
     let mut connection = links.tasks.spawn(broker::keep_connected(plan, ends));
 
     let (outbox, mut responses) = mpsc::channel(OUTBOX);
@@ -144,6 +155,15 @@ pub async fn run(links: Arc<Links>, settings: MqttSettings) {
             () = stopping.cancelled() => break,
             Ok(()) = lines.changed() => link.handle_line(lines.borrow_and_update().clone()),
             Some(message) = inbox.recv() => link.handle_message(message),
+            kept = offs.take() => {
+                // An ON that was said before is among those.
+                for message in iter::from_fn(|| inbox.try_recv().ok()).take(INBOX) {
+                    link.handle_message(message);
+                }
+                for (camera, message) in kept {
+                    link.handle_switch(camera, &message, clock());
+                }
+            }
             Some(response) = responses.recv() => link.handle_response(&response),
             Some(outcome) = decided.recv() => link.handle_outcome(outcome),
             event = events.recv() => link.handle_event(event),
@@ -181,7 +201,8 @@ struct Link {
     line: Option<Line>,
     viewers: Viewers,
     triggers: Paces,
-    triggers_total: Pace,
+    /// For room at the engine.
+    waiting_offs: BTreeMap<CameraId, JoinHandle<()>>,
     schedule: Schedule,
     retained: Retained,
     post: Post,
@@ -203,7 +224,7 @@ impl Link {
         let mut link = Self {
             viewers: Viewers::new(each, now),
             triggers: Paces::new(links.cameras.iter().map(|board| board.id.clone()), now),
-            triggers_total: Pace::new(now),
+            waiting_offs: BTreeMap::new(),
             schedule: Schedule::new(links.cameras.len(), now),
             retained: Retained::default(),
             post: Post::default(),

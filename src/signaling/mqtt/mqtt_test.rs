@@ -156,6 +156,21 @@ fn the_same_offer_again_is_dropped_and_a_new_try_is_not() {
 }
 
 #[test]
+fn a_rejected_offer_may_be_made_again_as_it_was() {
+    let mut door = Door::open();
+    for _ in 0..10 {
+        let Request { from: to, id, .. } = door.is_asked("kitchen", &offer("1", ""));
+        let rejected = Response { to, id, reply: Reply::Rejected(RejectReason::Busy { retry_after: BUSY_FOR }) };
+        let (_, text) = door.viewers.reply(&rejected, &door.topics);
+        assert!(text.contains(r#""code":"busy""#), "{text}");
+    }
+    let Request { from: to, id, .. } = door.is_asked("kitchen", &offer("1", ""));
+    let answer = Response { to, id, reply: Reply::Answer { sdp: "v=0".into() } };
+    door.viewers.reply(&answer, &door.topics);
+    assert!(matches!(door.hears("kitchen", &offer("1", "")), Verdict::Drop(MqttDrop::Repeated)));
+}
+
+#[test]
 fn what_the_broker_has_kept_is_stale() {
     let kept = Incoming { retained: true, ..message(&offer("1", "")) };
     assert!(matches!(Door::open().hears_message("kitchen", &kept), Verdict::Drop(MqttDrop::Retained)));
@@ -177,6 +192,20 @@ fn a_token_is_remembered_for_its_client_only() {
     let offer = offer("1", "").replace(r#""token":"","#, "");
     assert_eq!(door.says("hall", &offer)["code"], "token-needed");
     door.is_asked("kitchen", &offer);
+}
+
+#[test]
+fn a_token_is_forgotten_when_its_client_was_silent_for_ten_minutes() {
+    let mut door = Door::locked();
+    let hello = format!(r#"{{"v":1,"type":"hello","token":"{}"}}"#, token(None, Duration::ZERO));
+    door.says("kitchen", &hello);
+    let offer = |id| offer(id, "").replace(r#""token":"","#, "");
+    for id in ["1", "2"] {
+        door.now += Duration::from_secs(599);
+        door.is_asked("kitchen", &offer(id));
+    }
+    door.now += Duration::from_secs(600);
+    assert_eq!(door.says("kitchen", &offer("3"))["code"], "token-needed");
 }
 
 #[test]
@@ -205,6 +234,20 @@ fn an_answer_goes_where_its_sender_may_have_it() {
     let (to, _) =
         door.viewers.reply(&Response { to: from, id: None, reply: Reply::Bye(CloseReason::Lost) }, &door.topics);
     assert_eq!(to, ReplyTo { topic: "edgecam/frontdoor/rsp/kitchen".into(), correlation: None });
+}
+
+#[test]
+fn an_answer_has_the_form_of_its_offer_whatever_the_client_said_before() {
+    let mut door = Door::open();
+    let answer = |door: &mut Door, Request { from: to, id, .. }: Request| -> Value {
+        let (_, text) =
+            door.viewers.reply(&Response { to, id, reply: Reply::Answer { sdp: "v=0".into() } }, &door.topics);
+        serde_json::from_str(&text).unwrap()
+    };
+    let bare = door.is_asked("kitchen", &format!(r#"{{"type":"offer","sdp":"{SDP}"}}"#));
+    let whole = door.is_asked("kitchen", &offer("1", ""));
+    assert_eq!(answer(&mut door, bare)["sdp"], "v=0");
+    assert_eq!(answer(&mut door, whole)["description"]["sdp"], "v=0");
 }
 
 #[test]
@@ -258,9 +301,71 @@ fn made_up_names_throw_nobody_out_who_has_a_token() {
     door.is_asked("kitchen", &offer("1", "").replace(r#""token":"","#, ""));
 }
 
-#[test]
-fn settings_in_debug_output_hold_no_password() {
-    let settings = MqttSettings {
+/// The link, with an engine that takes nothing until it is asked to.
+struct Switchboard {
+    link: Link,
+    engine: mpsc::Receiver<Inbound>,
+    outcomes: mpsc::Receiver<Outcome>,
+}
+
+impl Switchboard {
+    fn new() -> Self {
+        let (engine, inbox) = mpsc::channel(1);
+        let (outcomes, decided) = mpsc::channel(OUTCOMES);
+        let topics = Topics::new("edgecam", "frontdoor");
+        let link = Link::new(Arc::new(links(Rule::Open, engine)), topics, settings(), mpsc::channel(1).0, outcomes);
+        Self { link, engine: inbox, outcomes: decided }
+    }
+
+    fn hears(&mut self, word: &str, retained: bool) {
+        let topic = "edgecam/frontdoor/cam/front/enabled/set".into();
+        self.link.handle_message(Incoming { topic, retained, ..message(word) });
+    }
+
+    /// The engine takes what waits next: ON or OFF.
+    async fn switches(&mut self) -> bool {
+        let Some(Inbound::Switch { on, reply, .. }) = self.engine.recv().await else { panic!("another question") };
+        reply.send(Ok(())).unwrap();
+        assert!(self.outcomes.recv().await.unwrap().outcome.is_ok());
+        on
+    }
+
+    fn dropped(&self, reason: MqttDrop) -> u64 {
+        self.link.links.counters.mqtt.messages_dropped[reason as usize].get()
+    }
+}
+
+#[tokio::test]
+async fn an_off_waits_for_a_busy_engine_and_nothing_overtakes_it() {
+    let mut board = Switchboard::new();
+    board.hears("ON", false);
+    // The engine has no room any more.
+    for _ in 0..100 {
+        board.hears("OFF", false);
+    }
+    board.hears("ON", false);
+    assert!(board.switches().await);
+    assert!(!board.switches().await);
+    assert!(board.engine.try_recv().is_err(), "one question for all of them");
+    assert_eq!((board.dropped(MqttDrop::Repeated), board.dropped(MqttDrop::Refused)), (99, 1));
+    // And then it goes on as before.
+    tokio::task::yield_now().await;
+    board.hears("ON", false);
+    assert!(board.switches().await);
+}
+
+#[tokio::test]
+async fn an_off_with_the_retain_flag_is_obeyed_and_an_on_is_not() {
+    let mut board = Switchboard::new();
+    board.hears("ON", true);
+    board.hears("OFF", true);
+    assert!(!board.switches().await);
+    assert!(board.engine.try_recv().is_err());
+    assert_eq!(board.dropped(MqttDrop::Retained), 1);
+}
+
+fn settings() -> MqttSettings {
+    MqttSettings {
         host: "broker".into(),
         port: 1883,
         tls: None,
@@ -269,8 +374,12 @@ fn settings_in_debug_output_hold_no_password() {
         prefix: "edgecam".into(),
         home_assistant: None,
         page_url: None,
-    };
-    assert!(!format!("{settings:?}").contains("canary"));
+    }
+}
+
+#[test]
+fn settings_in_debug_output_hold_no_password() {
+    assert!(!format!("{:?}", settings()).contains("canary"));
 }
 
 /// Every MQTT example in the manual against what is really read and said.

@@ -6,10 +6,7 @@
 //! <prefix>/<device>/rpc/<client>, /rsp/…      <prefix>/<device>/cam/<cam>/enabled/set, /enabled/state
 //! ```
 
-use crate::core::signal::{CameraId, is_name};
-
-/// Levels that the prefix may have: with five more of ours a topic has at most the seven slashes that AWS IoT takes.
-pub const MAX_PREFIX_LEVELS: usize = 3;
+use crate::core::signal::{CameraId, is_name, is_path};
 
 /// Levels below `rsp/` that a Response Topic may have.
 const MAX_RESPONSE_LEVELS: usize = 3;
@@ -28,15 +25,6 @@ pub enum Purpose<'a> {
     Rpc(&'a str),
     Trigger(CameraId),
     EnabledSet(CameraId),
-}
-
-/// Whether `prefix` can stand before the device's name: one to three names with slashes between.
-pub fn is_prefix(prefix: &str) -> bool {
-    is_path(prefix, MAX_PREFIX_LEVELS)
-}
-
-fn is_path(path: &str, max_levels: usize) -> bool {
-    path.split('/').count() <= max_levels && path.split('/').all(is_name)
 }
 
 impl Topics {
@@ -207,16 +195,6 @@ mod tests {
         assert!(topics.is_response_topic_of("a", "edgecam/frontdoor/rsp/a/7"));
         assert!(!topics.is_response_topic_of("a", "edgecam/frontdoor/rsp/b"));
         assert!(!topics.is_response_topic_of("a", "edgecam/frontdoor/rsp/ab"));
-    }
-
-    #[test]
-    fn a_prefix_has_up_to_three_names() {
-        for good in ["edgecam", "home/cams", "dt/site-1/cams"] {
-            assert!(is_prefix(good), "{good}");
-        }
-        for bad in ["", "/", "edgecam/", "/edgecam", "a//b", "a/b/c/d", "a/+", "a/#", "$SYS"] {
-            assert!(!is_prefix(bad), "{bad}");
-        }
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::core::trigger::Action;
 
 /// Triggers of one camera.
 const EACH: Rate = Rate::new(Duration::from_secs(1), 10);
+/// Triggers of all cameras that are not there: names cost their senders nothing.
+const UNKNOWN: Rate = Rate::new(Duration::from_millis(10), 200);
 /// How often it is told on `event` that a trigger was refused.
 const TELL: Rate = Rate::new(Duration::from_secs(1), 5);
 
@@ -220,28 +222,40 @@ pub fn parse_switch(payload: &[u8]) -> Result<bool, Refusal> {
     }
 }
 
-/// How often cameras may be triggered.
-pub(super) struct Paces(BTreeMap<CameraId, (Pace, Pace)>);
+/// How often cameras may be triggered. Each has its own pace and no share in the others', so that the sensor that has gone mad at
+/// one of them silences that one only; with the number of cameras, all together are bounded.
+pub(super) struct Paces {
+    cameras: BTreeMap<CameraId, CameraPace>,
+    unknown: Pace,
+}
+
+struct CameraPace {
+    triggers: Pace,
+    told: Pace,
+}
 
 impl Paces {
     pub(super) fn new(cameras: impl Iterator<Item = CameraId>, now: Instant) -> Self {
-        Self(cameras.map(|camera| (camera, (Pace::new(now), Pace::new(now)))).collect())
+        let pace = |camera| (camera, CameraPace { triggers: Pace::new(now), told: Pace::new(now) });
+        Self { cameras: cameras.map(pace).collect(), unknown: Pace::new(now) }
     }
 
     /// One more trigger for this camera.
     pub(super) fn check(&mut self, camera: &CameraId, now: Instant) -> Result<(), Refusal> {
-        let (pace, _) = self.0.get_mut(camera).ok_or_else(|| RejectReason::NoSuchCamera(camera.clone()))?;
-        let wait = pace.wait(EACH, now);
+        let known = self.cameras.get_mut(camera);
+        let is_known = known.is_some();
+        let (pace, rate) = known.map_or((&mut self.unknown, UNKNOWN), |known| (&mut known.triggers, EACH));
+        let wait = pace.wait(rate, now);
         if !wait.is_zero() {
             return Err(Refusal::RateLimited(wait));
         }
-        pace.count(EACH, now);
-        Ok(())
+        pace.count(rate, now);
+        if is_known { Ok(()) } else { Err(RejectReason::NoSuchCamera(camera.clone()).into()) }
     }
 
     /// Whether one more refusal may be told to everybody.
     pub(super) fn may_tell(&mut self, camera: &CameraId, now: Instant) -> bool {
-        let Some((_, told)) = self.0.get_mut(camera) else { return false };
+        let Some(CameraPace { told, .. }) = self.cameras.get_mut(camera) else { return false };
         let may = told.wait(TELL, now).is_zero();
         if may {
             told.count(TELL, now);
@@ -263,7 +277,7 @@ pub fn error(id: &Correlation, refusal: &Refusal) -> String {
         message: refusal.to_string(),
         retry_after_ms: refusal.retry_after().map(|wait| wait.as_millis()),
     };
-    wire::encode(&Reply::Error(fault), false)
+    wire::encode(&Reply::Error(fault))
 }
 
 #[derive(Serialize)]
@@ -359,6 +373,20 @@ mod tests {
         assert!(paces.check(&front, now + Duration::from_secs(1)).is_ok());
         let back = CameraId::new("back").unwrap();
         assert_eq!(paces.check(&back, now).unwrap_err().slug(), "no-such-camera");
+    }
+
+    #[test]
+    fn a_sensor_gone_mad_silences_its_own_camera_only() {
+        let now = Instant::now();
+        let [front, back, cellar] = ["front", "back", "cellar"].map(|name| CameraId::new(name).unwrap());
+        let mut paces = Paces::new([front.clone(), back.clone()].into_iter(), now);
+        for _ in 0..10_000 {
+            let _ = paces.check(&front, now);
+            let _ = paces.check(&cellar, now);
+        }
+        assert_eq!(paces.check(&front, now).unwrap_err().slug(), "rate-limited");
+        assert_eq!(paces.check(&cellar, now).unwrap_err().slug(), "rate-limited");
+        assert!(paces.check(&back, now).is_ok());
     }
 
     #[test]

@@ -79,14 +79,13 @@ struct Client {
     token: Option<Token>,
     /// The camera named in `hello`.
     camera: Option<CameraId>,
-    /// It speaks without an envelope.
-    bare: bool,
     asked: VecDeque<Asked>,
 }
 
 /// An offer or restart that the engine has been given.
 struct Asked {
-    hash: u64,
+    /// `None`: it was rejected, and the same again is a new try.
+    hash: Option<u64>,
     at: Instant,
     session: SessionName,
     id: Correlation,
@@ -124,25 +123,30 @@ impl Viewers {
                     message: "too many messages; wait a moment".into(),
                     retry_after_ms: Some(TELL_EVERY.as_millis()),
                 };
-                let text = wire::encode(&Reply::Error(fault), false);
+                let text = wire::encode(&Reply::Error(fault));
                 return Verdict::Say { to, text, dropped: Some(MqttDrop::RateLimited) };
             }
         };
         match wire::decode(&message.payload) {
             Ok(heard) => client.answer(heard, to, hash, links, now),
-            Err(unreadable) => client.refuse(unreadable.into(), to),
+            Err(unreadable) => refuse(unreadable.into(), to),
         }
     }
 
     /// What the engine says, as it goes to the broker.
-    pub(super) fn reply(&self, response: &Response, topics: &Topics) -> (ReplyTo, String) {
+    pub(super) fn reply(&mut self, response: &Response, topics: &Topics) -> (ReplyTo, String) {
         let Response { to: Address { client, session }, id, reply } = response;
-        let known = self.clients.get(&client.name);
-        let bare = known.is_some_and(|client| client.bare);
-        let is_asked = matches!(reply, CameraReply::Answer { .. } | CameraReply::Rejected(_));
-        let asked = known.filter(|_| is_asked).and_then(|client| client.asked_for(session, id));
+        let known = self.clients.get_mut(&client.name);
+        let asked = known.and_then(|client| match reply {
+            CameraReply::Answer { .. } => client.asked_for(session, id),
+            CameraReply::Rejected(_) => {
+                client.may_ask_again(session, id);
+                client.asked_for(session, id)
+            }
+            CameraReply::Notice(_) | CameraReply::Bye(_) => None,
+        });
         let to = asked.unwrap_or_else(|| ReplyTo { topic: topics.rsp(&client.name), correlation: None });
-        (to, wire::encode(&Reply::Response(response), bare))
+        (to, wire::encode(&Reply::Response(response)))
     }
 
     /// How many are remembered.
@@ -173,6 +177,9 @@ impl Viewers {
         }
         match clients.get_mut(name) {
             Some(client) => {
+                if client.is_forgotten(now) {
+                    client.forget();
+                }
                 client.used_at = now;
                 Admission::Admitted(client)
             }
@@ -191,7 +198,7 @@ fn make_room(clients: &mut HashMap<Arc<str>, Client>, now: Instant) {
     if clients.len() < MAX_CLIENTS {
         return;
     }
-    clients.retain(|_, client| now.saturating_duration_since(client.used_at) < FORGOTTEN_AFTER);
+    clients.retain(|_, client| !client.is_forgotten(now));
     if clients.len() >= MAX_CLIENTS
         && let Some(oldest) = clients.values().min_by_key(|client| (client.token.is_some(), client.used_at))
     {
@@ -209,9 +216,19 @@ impl Client {
             told_at: None,
             token: None,
             camera: None,
-            bare: false,
             asked: VecDeque::new(),
         }
+    }
+
+    fn is_forgotten(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.used_at) >= FORGOTTEN_AFTER
+    }
+
+    /// Whoever has the name now has to say anew who it is.
+    fn forget(&mut self) {
+        self.token = None;
+        self.camera = None;
+        self.asked.clear();
     }
 
     fn may_be_told(&mut self, now: Instant) -> bool {
@@ -223,14 +240,13 @@ impl Client {
     }
 
     fn answer(&mut self, heard: Message, to: ReplyTo, hash: u64, links: &Links, now: Instant) -> Verdict {
-        let Message { id, said, bare } = heard;
-        self.bare |= bare;
+        let Message { id, said } = heard;
         let signal = match said {
             Said::Ping => return say(to, &Reply::Pong { id }),
             Said::Hello { token, camera } => {
                 let grant = match self.introduce(token, links) {
                     Ok(grant) => grant,
-                    Err(denied) => return self.refuse(Fault { id, ..(&denied).into() }, to),
+                    Err(denied) => return refuse(Fault { id, ..(&denied).into() }, to),
                 };
                 self.camera = camera.or(self.camera.take());
                 let welcome = links.welcome(Some(&grant));
@@ -242,13 +258,13 @@ impl Client {
                 match camera {
                     Ok(camera) => (session, Signal::Offer { camera, sdp }),
                     Err(denied) => {
-                        return self.refuse(Fault { id, session: Some(session), ..(&denied).into() }, to);
+                        return refuse(Fault { id, session: Some(session), ..(&denied).into() }, to);
                     }
                 }
             }
             Said::Signal { session, signal: signal @ Signal::Restart { .. } } => match self.introduce(None, links) {
                 Ok(_) => (session, signal),
-                Err(denied) => return self.refuse(Fault { id, session: Some(session), ..(&denied).into() }, to),
+                Err(denied) => return refuse(Fault { id, session: Some(session), ..(&denied).into() }, to),
             },
             // About a session of this very client, which only an offer can have opened.
             Said::Signal { session, signal } => (session, signal),
@@ -276,26 +292,31 @@ impl Client {
     /// Remembers an offer; `false`: it was here before. A broker may deliver twice what it was given once (QoS 1).
     fn is_first(&mut self, hash: u64, session: &SessionName, id: &Correlation, to: ReplyTo, now: Instant) -> bool {
         self.asked.retain(|asked| now.saturating_duration_since(asked.at) < REPEATED_WITHIN);
-        if self.asked.iter().any(|asked| asked.hash == hash) {
+        if self.asked.iter().any(|asked| asked.hash == Some(hash)) {
             return false;
         }
         self.asked.truncate(MAX_ASKED - 1);
-        self.asked.push_front(Asked { hash, at: now, session: session.clone(), id: id.clone(), to });
+        self.asked.push_front(Asked { hash: Some(hash), at: now, session: session.clone(), id: id.clone(), to });
         true
+    }
+
+    /// It was told why not, and may know that this has changed.
+    fn may_ask_again(&mut self, session: &SessionName, id: &Correlation) {
+        let of_this = |asked: &&mut Asked| asked.session == *session && asked.id == *id;
+        self.asked.iter_mut().filter(of_this).for_each(|asked| asked.hash = None);
     }
 
     fn asked_for(&self, session: &SessionName, id: &Correlation) -> Option<ReplyTo> {
         self.asked.iter().find(|asked| asked.session == *session && asked.id == *id).map(|asked| asked.to.clone())
     }
+}
 
-    fn refuse(&self, fault: Fault, to: ReplyTo) -> Verdict {
-        let text = wire::encode(&Reply::Error(fault), self.bare);
-        Verdict::Say { to, text, dropped: Some(MqttDrop::Refused) }
-    }
+fn refuse(fault: Fault, to: ReplyTo) -> Verdict {
+    Verdict::Say { to, text: wire::encode(&Reply::Error(fault)), dropped: Some(MqttDrop::Refused) }
 }
 
 fn say(to: ReplyTo, reply: &Reply<'_>) -> Verdict {
-    Verdict::Say { to, text: wire::encode(reply, false), dropped: None }
+    Verdict::Say { to, text: wire::encode(reply), dropped: None }
 }
 
 /// The Response Topic if it is the sender's own, else the fixed one, which clients of MQTT 3.1.1 know.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::MqttSettings;
 use super::broker::{self, Outgoing, Plan};
 use super::topics::Topics;
-use super::{MqttSettings, client_id};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A viewer that nobody is.
@@ -20,13 +20,7 @@ const NOBODY: &str = "edgecam-doctor";
 /// Why there is no connection, and the remedy.
 pub async fn visit(settings: MqttSettings, device: &str) -> Result<Vec<String>, String> {
     let topics = Topics::new(&settings.prefix, device);
-    let plan = Plan {
-        client_id: format!("{}-doctor", client_id(device)),
-        will: None,
-        filters: topics.filters(),
-        wants_retained: false,
-        settings,
-    };
+    let plan = Plan::beside(settings, device, "doctor", topics.filters());
     let message = Outgoing { topic: topics.rsp(NOBODY), ..Outgoing::default() };
     let late = || Err(format!("it does not answer within {} s; see its log", PATIENCE.as_secs()));
     timeout(PATIENCE, broker::visit(plan, message)).await.unwrap_or_else(|_| late())

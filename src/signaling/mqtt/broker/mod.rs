@@ -6,6 +6,7 @@
 
 mod complaint;
 mod line;
+mod outage;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,30 +26,24 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub(super) use self::complaint::Complaint;
-use self::complaint::{explain, is_contended};
+use self::complaint::explain;
 use self::line::{Limits, Underway};
 pub(super) use self::line::{Line, Outgoing, REQUESTS, Unsent};
+use self::outage::{Outage, Verdict};
 use super::super::{clock, wire};
-use super::MqttSettings;
-use crate::core::backoff::Backoff;
+use super::switch::Offs;
+use super::{MqttSettings, client_id};
 use crate::core::counters::{LinkCounters, MqttDrop};
 
 /// A message of ours with the topic and properties around it. Brokers drop larger ones for us (MQTT 5, section 3.1.2.11.4).
 const MAX_INCOMING: u32 = wire::MAX_MESSAGE as u32 + 4096;
 
-/// A dead connection is seen after two of these.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A dead connection is seen after two of these: within half a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(14);
 /// From the first packet of ours to the broker's permission to listen.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(10);
 /// DNS, TCP, TLS and the broker's welcome together.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
-/// A connection that lived so long was a good one: the next failure is new.
-const HEALTHY_AFTER: Duration = Duration::from_secs(60);
-/// While the broker is away so shortly, it is tried at least this often.
-const SHORT_OUTAGE: Duration = Duration::from_secs(120);
-/// With the time that a connection takes, the device is back within five seconds of the broker.
-const LONGEST_AT_FIRST: Duration = Duration::from_secs(4);
-const LEAST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Publications the broker has not acknowledged yet. The library keeps a slot for each.
 const IN_FLIGHT: u16 = 64;
@@ -79,11 +74,21 @@ pub(super) struct Plan {
     pub(super) wants_retained: bool,
 }
 
+impl Plan {
+    /// For a word with the broker beside the daemon, which keeps its connection: with a client id of its own, and no will.
+    pub(super) fn beside(settings: MqttSettings, device: &str, errand: &str, filters: Vec<String>) -> Self {
+        let client_id = format!("{}-{errand}", client_id(device));
+        Self { settings, client_id, will: None, filters, wants_retained: false }
+    }
+}
+
 /// The ends of the connection's task.
 pub(super) struct Ends {
     /// `None` while there is no connection.
     pub(super) lines: watch::Sender<Option<Line>>,
     pub(super) incoming: mpsc::Sender<Incoming>,
+    /// What of it is kept when there is no room.
+    pub(super) offs: Arc<Offs>,
     pub(super) counters: Arc<LinkCounters>,
     /// Ends the task, whatever it does.
     pub(super) cut: CancellationToken,
@@ -109,7 +114,7 @@ pub(super) async fn keep_connected(plan: Plan, ends: Ends) {
 pub(super) async fn visit(plan: Plan, message: Outgoing) -> Result<Vec<String>, String> {
     let (lines, mut standing) = watch::channel(None);
     let (incoming, _inbox) = mpsc::channel(1);
-    let ends = Ends { lines, incoming, counters: Arc::default(), cut: CancellationToken::new() };
+    let ends = Ends { lines, incoming, offs: Arc::default(), counters: Arc::default(), cut: CancellationToken::new() };
     let mut dialer = Dialer { plan, ends, terms: WillTerms::default(), told: Told::default() };
     let speak = async {
         let line: Option<Line> = standing.wait_for(Option::is_some).await.ok().and_then(|line| line.clone());
@@ -170,23 +175,12 @@ enum End {
 
 impl Dialer {
     async fn dial(&mut self) {
-        let mut backoff = Backoff::default();
-        let mut lost_at = clock();
-        // Connections in a row that were cut soon after they came up.
-        let mut cut_short = 0;
+        let mut outage = Outage::new(clock());
         loop {
             let (connected_at, end) = self.hold_one().await;
             self.ends.lines.send_replace(None);
             self.ends.counters.mqtt.connected.set(0);
-            let now = clock();
-            if let Some(since) = connected_at {
-                lost_at = now;
-                if now - since >= HEALTHY_AFTER {
-                    backoff.reset();
-                    self.told.complaint = None;
-                }
-            }
-            let mut complaint = match end {
+            let complaint = match end {
                 End::HungUp => return,
                 End::Silent(words) => Complaint { slug: "silent", words: words.into() },
                 End::Failed(error) => {
@@ -194,13 +188,12 @@ impl Dialer {
                     explain(&error, connected_at.is_some(), &self.plan.settings)
                 }
             };
-            let was_short = connected_at.is_some_and(|since| now - since < HEALTHY_AFTER);
-            cut_short = if was_short && complaint.is_without_words() { cut_short + 1 } else { 0 };
-            if cut_short > 1 {
-                complaint = Complaint::of_cut_off_again();
+            let Verdict { complaint, pause, was_healthy } =
+                outage.judge(complaint, connected_at, clock(), rand::random());
+            if was_healthy {
+                self.told.complaint = None;
             }
             self.ends.counters.mqtt.failures.add(1);
-            let pause = pause(&complaint, &mut backoff, now - lost_at, rand::random());
             self.tell(&complaint, pause);
             sleep(pause).await;
         }
@@ -217,8 +210,9 @@ impl Dialer {
         let mut handled = 0;
         loop {
             let patience = if connected_at.is_some() {
-                // A ping and its answer; the library's own look at them does not see a write that never ends.
-                2 * events.options.keep_alive() + KEEP_ALIVE / 3
+                // The library looks for its pings' answers itself, but does not see a write that never ends. Of a good
+                // connection something comes, a ping of ours at least, in half that time.
+                2 * events.options.keep_alive()
             } else {
                 SUBSCRIBED_WITHIN
             };
@@ -348,7 +342,9 @@ impl Dialer {
             publish.properties.map_or((None, None), |p| (p.response_topic, p.correlation_data));
         let Publish { topic, payload, retain, .. } = publish;
         let message = Incoming { topic, payload, retained: retain, response_topic, correlation };
-        if self.ends.incoming.try_send(message).is_err() {
+        if let Err(unsent) = self.ends.incoming.try_send(message)
+            && !self.ends.offs.keep(unsent.into_inner())
+        {
             mqtt.dropped(MqttDrop::Flooded);
         }
     }
@@ -386,12 +382,45 @@ impl Dialer {
     }
 }
 
-/// How long to wait: full jitter, so that a fleet does not come back in one stroke; soon while the broker is only restarted.
-fn pause(complaint: &Complaint, backoff: &mut Backoff, away: Duration, random: f64) -> Duration {
-    if is_contended(complaint) {
-        // The other device connects again at once; neither of us is to throw the other out every second.
-        return Backoff::LONGEST.mul_f64(1.0 + random);
+#[cfg(test)]
+mod tests {
+    use super::super::topics::Topics;
+    use super::*;
+    use crate::core::signal::CameraId;
+
+    #[tokio::test]
+    async fn an_off_finds_its_way_past_a_flood() {
+        let front = CameraId::new("front").unwrap();
+        let topics = Topics::new("edgecam", "frontdoor");
+        let offs = Arc::new(Offs::new(&topics, [&front].into_iter()));
+        let (incoming, _inbox) = mpsc::channel(1);
+        let ends = Ends {
+            lines: watch::channel(None).0,
+            incoming,
+            offs: Arc::clone(&offs),
+            counters: Arc::default(),
+            cut: CancellationToken::new(),
+        };
+        let settings = MqttSettings {
+            host: "broker.example.org".into(),
+            port: 1883,
+            tls: None,
+            username: String::new(),
+            password: String::new(),
+            prefix: "edgecam".into(),
+            home_assistant: None,
+            page_url: None,
+        };
+        let plan = Plan::beside(settings, "frontdoor", "test", Vec::new());
+        let dialer = Dialer { plan, ends, terms: WillTerms::default(), told: Told::default() };
+        let publish = |topic: &str, payload: &str| Publish::new(topic, QoS::AtLeastOnce, payload.to_owned(), None);
+        dialer.hand_on(publish("edgecam/frontdoor/rpc/flood", "takes the last room"));
+        for _ in 0..1000 {
+            dialer.hand_on(publish("edgecam/frontdoor/cam/front/enabled/set", "OFF"));
+            dialer.hand_on(publish("edgecam/frontdoor/cam/front/enabled/set", "ON"));
+            dialer.hand_on(publish("edgecam/frontdoor/cam/cellar/enabled/set", "OFF"));
+        }
+        assert_eq!(offs.take().await.into_keys().collect::<Vec<_>>(), [front]);
+        assert_eq!(dialer.ends.counters.mqtt.messages_dropped[MqttDrop::Flooded as usize].get(), 2000);
     }
-    let longest = if away < SHORT_OUTAGE { LONGEST_AT_FIRST } else { Backoff::LONGEST };
-    backoff.next(1.0).min(longest).mul_f64(random).max(LEAST_PAUSE)
 }
