@@ -31,7 +31,7 @@ use crate::net::MediaSocket;
 use crate::peer::{Identity, PeerSettings};
 use crate::publisher::{Publisher, PublisherSettings};
 use crate::signaling::access::Access;
-use crate::signaling::{self, CameraBoard, Links, mqtt};
+use crate::signaling::{self, CameraBoard, Links, Stills, mqtt};
 use crate::switches::{self, SwitchFile};
 use crate::telemetry::{self, Health, Metrics, Pulse, Reasons, WatchedCamera};
 use crate::{http, web};
@@ -77,7 +77,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         cameras: parts.boards(&config),
         engine: requests,
         events,
-        make_jpeg: Arc::new(|keyframe| still::jpeg(&keyframe).map_err(|error| error.to_string())),
+        stills: Stills::new(Arc::new(|keyframe| still::jpeg(&keyframe).map_err(|error| error.to_string()))),
         access: Access::new(config.access.clone()),
         ice_servers: config.ice_servers.clone(),
         settings: config.links.clone(),

@@ -4,13 +4,17 @@
 #[path = "support/door.rs"]
 mod door;
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
+use bytes::Bytes;
 use door::{Answer, Door, Heard, Plan, key, token, token_to};
 use edgecam::core::camera::Switch;
 use edgecam::core::signal::CameraId;
+use edgecam::signaling::MakeJpeg;
 use edgecam::signaling::access::Rule;
 use edgecam::signaling::token::Permission;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
@@ -39,6 +43,82 @@ async fn who_gets_no_still_is_told_why() {
     let failed = device.call("GET", "/api/cameras/front/still.jpg", &[], "").await;
     assert_eq!((failed.status, failed.code().as_str()), (500, "no-still"));
     assert_eq!(failed.json()["detail"], "no H.264 decoder");
+}
+
+/// A decoder that takes as long as a test wants it to.
+#[derive(Default)]
+struct Decoder {
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    begun: usize,
+    running: usize,
+    most_at_once: usize,
+    may_end: bool,
+}
+
+impl Decoder {
+    fn make_jpeg(self: &Arc<Self>) -> MakeJpeg {
+        let decoder = Arc::clone(self);
+        Arc::new(move |_| {
+            let mut work = decoder.work.lock().unwrap();
+            work.begun += 1;
+            work.running += 1;
+            work.most_at_once = work.most_at_once.max(work.running);
+            decoder.changed.notify_all();
+            let mut work = decoder.changed.wait_while(work, |work| !work.may_end).unwrap();
+            work.running -= 1;
+            Ok(Bytes::from_static(b"a jpeg"))
+        })
+    }
+
+    fn may_end(&self) {
+        self.work.lock().unwrap().may_end = true;
+        self.changed.notify_all();
+    }
+
+    /// Stills that were begun, and how many at most at one time.
+    fn figures(&self) -> (usize, usize) {
+        let work = self.work.lock().unwrap();
+        (work.begun, work.most_at_once)
+    }
+}
+
+/// Asks for a still, and does not wait for it.
+async fn ask_still(device: &mut Door) -> TcpStream {
+    let mut client = TcpStream::connect(device.address).await.unwrap();
+    let host = device.address;
+    let request = format!("GET /api/cameras/front/still.jpg HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    assert!(matches!(device.hears().await, Heard::Still(_)));
+    client
+}
+
+#[tokio::test]
+async fn stills_are_made_one_at_a_time_and_those_who_hang_up_make_room() {
+    let decoder = Arc::new(Decoder::default());
+    let mut device = Door::with(Plan { make_jpeg: decoder.make_jpeg(), ..Plan::default() }).await;
+    let at_rest = device.tasks.len();
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        waiting.push(ask_still(&mut device).await);
+    }
+    for _ in 0..20 {
+        let refused = Answer::read(&mut ask_still(&mut device).await).await;
+        assert_eq!((refused.status, refused.code().as_str(), refused.header("retry-after")), (503, "busy", Some("1")));
+    }
+    drop(waiting);
+    // The picture that is being made is made; nothing else is left of those who hung up.
+    while device.tasks.len() > at_rest + 1 {
+        tokio::task::yield_now().await;
+    }
+    let mut client = ask_still(&mut device).await;
+    decoder.may_end();
+    assert_eq!(Answer::read(&mut client).await.body, "a jpeg");
+    assert_eq!(decoder.figures(), (2, 1));
 }
 
 /// Switches, and plays the part of whoever writes it down.

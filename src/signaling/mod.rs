@@ -10,17 +10,18 @@ pub mod mqtt;
 mod problem;
 mod rim;
 pub mod sdpfrag;
+mod still;
 pub mod token;
 mod websocket;
 pub mod whep;
 pub mod wire;
 
 pub use self::rim::{is_type, may_read_metrics};
+pub use self::still::{MakeJpeg, Stills};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -54,9 +55,6 @@ pub enum Inbound {
 /// Where the engine puts a client's responses, with `try_send`: a full one is a client that does not take them.
 pub type Outbox = mpsc::Sender<Response>;
 
-/// Makes a JPEG picture of a keyframe; may take long, so it is called on a thread that may block.
-pub type MakeJpeg = Arc<dyn Fn(AccessUnit) -> Result<Bytes, String> + Send + Sync>;
-
 /// What the links know of a camera.
 #[derive(Clone, Debug)]
 pub struct CameraBoard {
@@ -75,7 +73,7 @@ pub struct Links {
     pub engine: mpsc::Sender<Inbound>,
     /// What happens to the cameras. Whoever does not listen in time misses the oldest.
     pub events: broadcast::Sender<Event>,
-    pub make_jpeg: MakeJpeg,
+    pub stills: Stills,
     pub access: Access,
     pub ice_servers: Vec<IceServer>,
     pub settings: LinkSettings,

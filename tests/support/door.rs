@@ -16,7 +16,7 @@ use edgecam::http::{self, HttpSettings};
 use edgecam::signaling::access::{Access, AccessSettings, Rule};
 use edgecam::signaling::ice_servers::{Credentials, IceServer};
 use edgecam::signaling::token::{Grant, Permission, TokenKey, mint};
-use edgecam::signaling::{CameraBoard, Inbound, LinkSettings, Links, MakeJpeg, Outbox, router};
+use edgecam::signaling::{CameraBoard, Inbound, LinkSettings, Links, MakeJpeg, Outbox, Stills, router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -143,7 +143,7 @@ impl Door {
             cameras: boards,
             engine,
             events: broadcast::Sender::new(16),
-            make_jpeg: plan.make_jpeg,
+            stills: Stills::new(plan.make_jpeg),
             access: Access::new(settings),
             ice_servers: vec![
                 IceServer { urls: vec!["stun:stun.example.org".into()], credentials: Credentials::None },

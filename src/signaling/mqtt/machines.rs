@@ -7,12 +7,12 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tracing::{debug, info};
 
+use super::super::still::StillError;
 use super::super::{Inbound, clock, wall_clock};
 use super::broker::{Incoming, Outgoing, Unsent};
 use super::trigger::{self, Ask, Refusal, What};
 use super::viewers::ReplyTo;
 use super::{BUSY_FOR, Link, presence};
-use crate::core::access_unit::AccessUnit;
 use crate::core::pace::Rate;
 use crate::core::signal::{CameraId, Correlation, RejectReason};
 use crate::core::trigger::Trigger;
@@ -48,13 +48,7 @@ impl Link {
                 let asked = self.ask_engine(Inbound::Trigger { trigger, reply });
                 self.await_engine(camera, id, what.slug(), to, asked, decided);
             }
-            What::Still => {
-                let (reply, unit) = oneshot::channel();
-                match self.ask_engine(Inbound::Still { camera: camera.clone(), id: id.clone(), reply }) {
-                    Ok(()) => self.await_still(camera, id, to, unit),
-                    Err(reason) => self.refuse(camera, || id, to, &reason.into()),
-                }
-            }
+            What::Still => self.await_still(camera, id, to),
         }
     }
 
@@ -113,28 +107,11 @@ impl Link {
         });
     }
 
-    fn await_still(
-        &self,
-        camera: CameraId,
-        id: Correlation,
-        to: Option<ReplyTo>,
-        unit: oneshot::Receiver<Result<AccessUnit, RejectReason>>,
-    ) {
+    fn await_still(&self, camera: CameraId, id: Correlation, to: Option<ReplyTo>) {
         let outcomes = self.outcomes.clone();
         let links = Arc::clone(&self.links);
         self.links.tasks.spawn(async move {
-            let outcome = match unit.await.unwrap_or(Err(RejectReason::ShuttingDown)) {
-                Ok(unit) => {
-                    let make_jpeg = Arc::clone(&links.make_jpeg);
-                    let made = links.tasks.spawn_blocking(move || make_jpeg(unit)).await;
-                    match made {
-                        Ok(Ok(jpeg)) => Ok(Some(jpeg)),
-                        Ok(Err(why)) => Err(Refusal::NoPicture(why)),
-                        Err(_) => Err(Refusal::NoPicture("the decoder failed".into())),
-                    }
-                }
-                Err(reason) => Err(reason.into()),
-            };
+            let outcome = links.still(&camera, id.clone()).await.map(Some).map_err(Refusal::from);
             let _stopped = outcomes.send(Outcome { camera, id, what: What::Still.slug(), to, outcome }).await;
         });
     }
@@ -178,6 +155,15 @@ impl Link {
         }
         if is_told {
             self.publish_event(&camera, presence::refused(&camera, &id, refusal, wall_clock()));
+        }
+    }
+}
+
+impl From<StillError> for Refusal {
+    fn from(error: StillError) -> Self {
+        match error {
+            StillError::Rejected(reason) => reason.into(),
+            StillError::NotMade(_) | StillError::Late => Self::NoPicture(error.to_string()),
         }
     }
 }

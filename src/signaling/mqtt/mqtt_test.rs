@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::access::{Access, AccessSettings, Rule};
 use super::super::token::{Grant, Permission, TokenKey, mint};
-use super::super::{CameraBoard, LinkSettings};
+use super::super::{CameraBoard, LinkSettings, Stills};
 use super::viewers::Verdict;
 use super::*;
 use crate::core::camera::{CameraState, CameraStatus, Stream, Switch};
@@ -120,7 +120,7 @@ fn links(rule: Rule, engine: mpsc::Sender<Inbound>) -> Links {
         cameras: vec![board()],
         engine,
         events: broadcast::Sender::new(4),
-        make_jpeg: Arc::new(|_| Err(String::new())),
+        stills: Stills::new(Arc::new(|_| Err(String::new()))),
         access: Access::new(AccessSettings { rule, device: "frontdoor".into(), origins: Vec::new() }),
         ice_servers: Vec::new(),
         settings: LinkSettings::default(),
