@@ -143,7 +143,8 @@ impl Publisher {
         self.carry_out(now, send);
     }
 
-    /// The privacy switch. When this returns, no picture leaves any more.
+    /// The privacy switch. When this returns, no picture is sent to a viewer nor given out for a still any more; those given out before
+    /// are held back by the links.
     ///
     /// # Errors
     /// There is no such camera, or all is shutting down.

@@ -121,6 +121,29 @@ async fn stills_are_made_one_at_a_time_and_those_who_hang_up_make_room() {
     assert_eq!(decoder.figures(), (2, 1));
 }
 
+#[tokio::test]
+async fn a_still_that_is_being_made_when_the_switch_goes_off_does_not_leave() {
+    let decoder = Arc::new(Decoder::default());
+    let mut device = Door::with(Plan { make_jpeg: decoder.make_jpeg(), ..Plan::default() }).await;
+    let mut clients = [ask_still(&mut device).await, ask_still(&mut device).await];
+    while decoder.figures().0 == 0 {
+        tokio::task::yield_now().await;
+    }
+    // Nothing has been written down yet, so the board says "on".
+    let put = format!("PUT /api/cameras/front/enabled HTTP/1.1\r\nHost: {}\r\n", device.address);
+    let put = format!("{put}Content-Type: application/json\r\nContent-Length: 5\r\n\r\nfalse");
+    let mut owner = TcpStream::connect(device.address).await.unwrap();
+    owner.write_all(put.as_bytes()).await.unwrap();
+    assert!(matches!(device.hears().await, Heard::Switch(_, false)));
+    assert!(device.switches[0].borrow().on);
+    decoder.may_end();
+    for client in &mut clients {
+        let refused = Answer::read(client).await;
+        assert_eq!((refused.status, refused.code().as_str()), (403, "disabled"));
+    }
+    assert_eq!(decoder.figures().0, 1, "who waits for the decoder does not wait any more");
+}
+
 /// Switches, and plays the part of whoever writes it down.
 async fn put(device: &mut Door, body: &str, kept: Switch) -> Answer {
     let board = device.switches[0].clone();

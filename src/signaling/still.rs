@@ -1,10 +1,12 @@
 //! Stills, for every link: the engine gives a keyframe, and it is made a JPEG. One at a time, and few wait for their turn.
+//! None is given out once the engine has switched its camera off.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -25,6 +27,8 @@ const WITHIN: Duration = Duration::from_secs(20);
 /// What makes pictures of keyframes.
 pub struct Stills {
     make_jpeg: MakeJpeg,
+    /// What the engine has switched off. The boards say so later, when it is written down.
+    switched_off: watch::Receiver<BTreeSet<CameraId>>,
     places: Semaphore,
     /// Each takes a whole core and a picture's memory, and viewers' pictures come first.
     turn: Arc<Semaphore>,
@@ -42,19 +46,38 @@ pub(super) enum StillError {
 }
 
 impl Stills {
-    pub fn new(make_jpeg: MakeJpeg) -> Self {
-        Self { make_jpeg, places: Semaphore::new(PLACES), turn: Arc::new(Semaphore::new(1)) }
+    pub fn new(make_jpeg: MakeJpeg, switched_off: watch::Receiver<BTreeSet<CameraId>>) -> Self {
+        Self { make_jpeg, switched_off, places: Semaphore::new(PLACES), turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// The cameras of which no picture may leave, as the engine has it.
+    pub(super) fn switched_off(&self) -> watch::Receiver<BTreeSet<CameraId>> {
+        self.switched_off.clone()
+    }
+
+    /// Until no picture of this camera may leave any more; and why.
+    async fn forbidden(&self, camera: &CameraId) -> RejectReason {
+        match self.switched_off().wait_for(|off| off.contains(camera)).await {
+            Ok(_) => RejectReason::Disabled,
+            // Nobody is left who would tell.
+            Err(_) => RejectReason::ShuttingDown,
+        }
     }
 }
 
 impl Links {
     /// A JPEG of the camera's next keyframe. Who drops this future frees its place.
     pub(super) async fn still(&self, camera: &CameraId, id: Correlation) -> Result<Bytes, StillError> {
-        timeout(WITHIN, self.take_still(camera, id)).await.unwrap_or(Err(StillError::Late))
+        tokio::select! {
+            // The switch first: a picture that is ready when it is off does not leave.
+            biased;
+            reason = self.stills.forbidden(camera) => Err(reason.into()),
+            taken = timeout(WITHIN, self.take_still(camera, id)) => taken.unwrap_or(Err(StillError::Late)),
+        }
     }
 
     async fn take_still(&self, camera: &CameraId, id: Correlation) -> Result<Bytes, StillError> {
-        let Stills { make_jpeg, places, turn } = &self.stills;
+        let Stills { make_jpeg, switched_off: _, places, turn } = &self.stills;
         let (reply, keyframe) = oneshot::channel();
         self.tell_engine(Inbound::Still { camera: camera.clone(), id, reply }).await?;
         let keyframe = keyframe.await.unwrap_or(Err(RejectReason::ShuttingDown))?;

@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -136,6 +136,7 @@ impl Door {
         let (counters, stopping, tasks) =
             (Arc::<LinkCounters>::default(), CancellationToken::new(), TaskTracker::new());
         let (engine, inbox) = mpsc::channel(64);
+        let switched_off = watch::Sender::default();
         let (cameras, (switches, boards)): (_, (Vec<_>, _)) = ["front", "full"].into_iter().map(board).unzip();
         let settings = AccessSettings { rule: plan.rule, device: "frontdoor".into(), origins: plan.origins };
         let links = Links {
@@ -143,7 +144,7 @@ impl Door {
             cameras: boards,
             engine,
             events: broadcast::Sender::new(16),
-            stills: Stills::new(plan.make_jpeg),
+            stills: Stills::new(plan.make_jpeg, switched_off.subscribe()),
             access: Access::new(settings),
             ice_servers: vec![
                 IceServer { urls: vec!["stun:stun.example.org".into()], credentials: Credentials::None },
@@ -159,7 +160,7 @@ impl Door {
         };
         let outboxes = Arc::default();
         let (telling, heard) = mpsc::channel(1024);
-        tasks.spawn(run_engine(inbox, plan.script, Arc::clone(&outboxes), telling));
+        tasks.spawn(run_engine(inbox, plan.script, switched_off, Arc::clone(&outboxes), telling));
         tasks.spawn(http::serve(
             listener,
             router(Arc::new(links)),
@@ -233,6 +234,7 @@ impl Door {
 async fn run_engine(
     mut inbox: mpsc::Receiver<Inbound>,
     script: Script,
+    switched_off: watch::Sender<BTreeSet<CameraId>>,
     outboxes: Arc<Mutex<HashMap<Address, Outbox>>>,
     telling: mpsc::Sender<Heard>,
 ) {
@@ -256,6 +258,13 @@ async fn run_engine(
                 Heard::Still(camera)
             }
             Inbound::Switch { camera, on, reply, .. } => {
+                switched_off.send_modify(|off| {
+                    if on {
+                        off.remove(&camera);
+                    } else {
+                        off.insert(camera.clone());
+                    }
+                });
                 let _ = reply.send(Ok(()));
                 Heard::Switch(camera, on)
             }
