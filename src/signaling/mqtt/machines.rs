@@ -13,12 +13,24 @@ use super::broker::{Incoming, Outgoing, Unsent};
 use super::trigger::{self, Ask, Refusal, What};
 use super::viewers::ReplyTo;
 use super::{BUSY_FOR, Link, presence};
+use crate::core::counters::MqttDrop;
 use crate::core::pace::Rate;
 use crate::core::signal::{CameraId, Correlation, RejectReason};
 use crate::core::trigger::Trigger;
 
 /// Triggers and switches of all cameras together: a flood of them must not reach the engine.
 const TRIGGERS: Rate = Rate::new(Duration::from_millis(10), 200);
+
+/// Pictures that may wait for room on the connection.
+const MAX_STILLS: usize = 2;
+
+/// A picture that is ready, and whom to tell when it is published.
+pub(super) struct Still {
+    camera: CameraId,
+    id: Correlation,
+    to: Option<ReplyTo>,
+    picture: Outgoing,
+}
 
 /// What became of a trigger or a switch, once the engine has decided.
 pub(super) struct Outcome {
@@ -117,26 +129,53 @@ impl Link {
     }
 
     pub(super) fn handle_outcome(&mut self, Outcome { camera, id, what, to, outcome }: Outcome) {
-        let outcome = outcome.and_then(|jpeg| match jpeg {
-            Some(jpeg) => self.publish_still(&camera, jpeg),
-            None => Ok(()),
-        });
         match outcome {
-            Ok(()) => {
-                if let Some(to) = to {
-                    self.say(to, trigger::done(&id, &camera, what));
-                }
+            Ok(None) => self.tell_done(&camera, &id, to, what),
+            Ok(Some(jpeg)) => {
+                let topic = self.topics.still(&camera);
+                let picture = Outgoing { topic, payload: jpeg, is_still: true, ..Outgoing::default() };
+                self.keep_still(Still { camera, id, to, picture });
             }
             Err(refusal) => self.refuse(camera, || id, to, &refusal),
         }
     }
 
-    fn publish_still(&mut self, camera: &CameraId, jpeg: Bytes) -> Result<(), Refusal> {
-        let still = Outgoing { topic: self.topics.still(camera), payload: jpeg, is_still: true, ..Outgoing::default() };
-        match self.publish(still) {
-            Ok(()) => Ok(()),
-            Err(Some(unsent @ Unsent::TooLarge { .. })) => Err(Refusal::Unsent(unsent.to_string())),
-            Err(_) => Err(Refusal::Busy(BUSY_FOR)),
+    /// Lets a picture wait for its turn.
+    fn keep_still(&mut self, still: Still) {
+        let Some(line) = &self.line else { return self.drop(MqttDrop::Away) };
+        let (dropped, refusal) = match line.fits(&still.picture) {
+            Ok(()) if self.stills.len() < MAX_STILLS => return self.stills.push_back(still),
+            Ok(()) => (MqttDrop::Full, Refusal::Busy(BUSY_FOR)),
+            Err(unsent) => (unsent.into(), Refusal::Unsent(unsent.to_string())),
+        };
+        self.drop(dropped);
+        self.refuse(still.camera, || still.id, still.to, &refusal);
+    }
+
+    /// Hands over the picture whose turn it is, if there is room; none whose camera the engine has switched off.
+    pub(super) fn send_stills(&mut self) {
+        let off = self.switched_off.borrow().clone();
+        self.refuse_stills(&RejectReason::Disabled, |camera| off.contains(camera));
+        while let (Some(line), Some(still)) = (&self.line, self.stills.front())
+            && line.try_publish(&still.picture) != Err(Unsent::Full)
+            && let Some(Still { camera, id, to, picture: _ }) = self.stills.pop_front()
+        {
+            self.tell_done(&camera, &id, to, What::Still.slug());
+        }
+    }
+
+    /// Ends the waiting of those pictures whose camera this is true of.
+    pub(super) fn refuse_stills(&mut self, reason: &RejectReason, whose: impl Fn(&CameraId) -> bool) {
+        while let Some(at) = self.stills.iter().position(|still| whose(&still.camera))
+            && let Some(Still { camera, id, to, picture: _ }) = self.stills.remove(at)
+        {
+            self.refuse(camera, || id, to, &reason.clone().into());
+        }
+    }
+
+    fn tell_done(&mut self, camera: &CameraId, id: &Correlation, to: Option<ReplyTo>, what: &'static str) {
+        if let Some(to) = to {
+            self.say(to, trigger::done(id, camera, what));
         }
     }
 
@@ -167,3 +206,7 @@ impl From<StillError> for Refusal {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "machines_test.rs"]
+mod tests;

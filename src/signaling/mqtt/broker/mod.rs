@@ -26,6 +26,8 @@ use tracing::{debug, info, warn};
 
 pub(super) use self::complaint::Complaint;
 use self::complaint::{explain, is_contended};
+#[cfg(test)]
+pub(super) use self::line::unplugged::Unplugged;
 use self::line::{Limits, Underway};
 pub(super) use self::line::{Line, Outgoing, REQUESTS, Unsent};
 use super::super::{clock, wire};
