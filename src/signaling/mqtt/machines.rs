@@ -11,7 +11,7 @@ use super::super::still::StillError;
 use super::super::{Inbound, clock, wall_clock};
 use super::broker::{Incoming, Outgoing, Unsent};
 use super::trigger::{self, Ask, Refusal, What};
-use super::viewers::ReplyTo;
+use super::viewers::{MAX_CORRELATION, ReplyTo};
 use super::{BUSY_FOR, Link, presence};
 use crate::core::counters::MqttDrop;
 use crate::core::pace::Rate;
@@ -96,7 +96,8 @@ impl Link {
     /// Where the sender wants its answer, if that is a place for answers.
     fn answer_to(&self, message: &Incoming) -> Option<ReplyTo> {
         let topic = message.response_topic.clone().filter(|topic| self.topics.is_response_topic(topic))?;
-        Some(ReplyTo { topic, correlation: message.correlation.clone() })
+        let correlation = message.correlation.clone().filter(|data| data.len() <= MAX_CORRELATION);
+        Some(ReplyTo { topic, correlation })
     }
 
     fn await_engine(

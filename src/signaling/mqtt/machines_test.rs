@@ -6,7 +6,7 @@ use super::super::super::access::Rule;
 use super::super::super::still::Stills;
 use super::super::MqttSettings;
 use super::super::broker::Unplugged;
-use super::super::tests::{front, links};
+use super::super::tests::{front, links, message};
 use super::super::topics::Topics;
 use super::*;
 
@@ -112,4 +112,15 @@ fn a_still_that_is_ready_after_the_switch_went_off_does_not_leave() {
     device.switched_off.send_replace([front()].into());
     device.has_still("a");
     assert_eq!(device.hands_over(), ["rsp/a", EVENT]);
+}
+
+#[test]
+fn correlation_data_that_is_too_long_is_not_kept() {
+    let device = Device::new();
+    let correlation = |bytes: usize| {
+        let response_topic = Some("edgecam/frontdoor/rsp/bell".into());
+        let asked = Incoming { response_topic, correlation: Some(vec![7; bytes].into()), ..message("") };
+        device.link.answer_to(&asked).unwrap().correlation.map(|data| data.len())
+    };
+    assert_eq!((correlation(256), correlation(257)), (Some(256), None));
 }
