@@ -138,8 +138,8 @@ impl Publisher {
     }
 
     /// The camera's next keyframe is wanted. Answered by exactly one [`Effect::Still`], now or within seconds.
-    pub fn handle_still(&mut self, camera: CameraId, still: StillId, id: Correlation, now: Instant, send: Sender<'_>) {
-        self.sessions.handle_still(camera, still, id, now);
+    pub fn handle_still(&mut self, camera: CameraId, still: StillId, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_still(camera, still, now);
         self.carry_out(now, send);
     }
 

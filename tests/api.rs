@@ -10,6 +10,7 @@ use bytes::Bytes;
 use door::{Answer, Door, Heard, Plan, key, token, token_to};
 use edgecam::core::camera::Switch;
 use edgecam::core::signal::CameraId;
+use edgecam::core::trigger::{Event, Happening};
 use edgecam::signaling::MakeJpeg;
 use edgecam::signaling::access::Rule;
 use edgecam::signaling::token::Permission;
@@ -25,17 +26,21 @@ fn front() -> CameraId {
 #[tokio::test]
 async fn a_still_is_a_jpeg_of_the_next_keyframe_that_nobody_keeps() {
     let mut device = Door::open().await;
+    let mut events = device.events.subscribe();
     let still = device.call("GET", "/api/cameras/front/still.jpg", &[], "").await;
     assert_eq!((still.status, still.body.as_str()), (200, "a jpeg of a keyframe"));
     assert_eq!(still.header("content-type"), Some("image/jpeg"));
     assert_eq!(still.header("cache-control"), Some("no-store"));
     assert!(matches!(device.hears().await, Heard::Still(camera) if camera == front()));
+    let taken = Event { camera: front(), trigger: None, happening: Happening::StillTaken };
+    assert_eq!(events.try_recv(), Ok(taken));
 }
 
 #[tokio::test]
 async fn who_gets_no_still_is_told_why() {
     let broken = Plan { make_jpeg: Arc::new(|_| Err("no H.264 decoder".into())), ..Plan::default() };
     let device = Door::with(broken).await;
+    let mut events = device.events.subscribe();
     let refused = device.call("GET", "/api/cameras/full/still.jpg", &[], "").await;
     assert_eq!((refused.status, refused.code().as_str(), refused.header("retry-after")), (503, "busy", Some("1")));
     let absent = device.call("GET", "/api/cameras/attic/still.jpg", &[], "").await;
@@ -43,6 +48,7 @@ async fn who_gets_no_still_is_told_why() {
     let failed = device.call("GET", "/api/cameras/front/still.jpg", &[], "").await;
     assert_eq!((failed.status, failed.code().as_str()), (500, "no-still"));
     assert_eq!(failed.json()["detail"], "no H.264 decoder");
+    assert!(events.try_recv().is_err(), "no still was taken");
 }
 
 /// A decoder that takes as long as a test wants it to.

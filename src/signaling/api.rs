@@ -46,7 +46,8 @@ async fn still(
     Path(camera): Path<String>,
 ) -> Result<impl IntoResponse, Problem> {
     let camera = &rim::camera(&links, &grant, Permission::View, &camera)?.id;
-    let jpeg = links.still(camera, None).await?;
+    let jpeg = links.still(camera).await?;
+    links.tell_still_taken(camera, None);
     Ok(([(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "no-store")], jpeg))
 }
 

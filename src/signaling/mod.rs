@@ -47,7 +47,7 @@ pub enum Inbound {
     /// Somebody wants a camera to be ready, or not any more.
     Trigger { trigger: Trigger, reply: oneshot::Sender<Result<(), RejectReason>> },
     /// The next keyframe, for a still; the camera is opened for it.
-    Still { camera: CameraId, id: Correlation, reply: oneshot::Sender<Result<AccessUnit, RejectReason>> },
+    Still { camera: CameraId, reply: oneshot::Sender<Result<AccessUnit, RejectReason>> },
     /// The privacy switch. Answered when it holds; whether it is kept is on the [`CameraBoard`].
     Switch { camera: CameraId, on: bool, id: Correlation, reply: oneshot::Sender<Result<(), RejectReason>> },
 }

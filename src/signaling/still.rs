@@ -8,11 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Inbound, Links};
 use crate::core::access_unit::AccessUnit;
 use crate::core::signal::{CameraId, Correlation, RejectReason};
+use crate::core::trigger::{Event, Happening};
 
 /// Makes a JPEG picture of a keyframe; may take long, so it is called on a thread that may block.
 pub type MakeJpeg = Arc<dyn Fn(AccessUnit) -> Result<Bytes, String> + Send + Sync>;
@@ -67,19 +68,26 @@ impl Stills {
 
 impl Links {
     /// A JPEG of the camera's next keyframe. Who drops this future frees its place.
-    pub(super) async fn still(&self, camera: &CameraId, id: Correlation) -> Result<Bytes, StillError> {
+    pub(super) async fn still(&self, camera: &CameraId) -> Result<Bytes, StillError> {
         tokio::select! {
             // The switch first: a picture that is ready when it is off does not leave.
             biased;
             reason = self.stills.forbidden(camera) => Err(reason.into()),
-            taken = timeout(WITHIN, self.take_still(camera, id)) => taken.unwrap_or(Err(StillError::Late)),
+            taken = timeout(WITHIN, self.take_still(camera)) => taken.unwrap_or(Err(StillError::Late)),
         }
     }
 
-    async fn take_still(&self, camera: &CameraId, id: Correlation) -> Result<Bytes, StillError> {
+    /// Tells everybody that a still went to somebody.
+    pub(super) fn tell_still_taken(&self, camera: &CameraId, trigger: Correlation) {
+        debug!(%camera, trigger = trigger.as_deref(), "still taken");
+        // Whether anybody listens is their own affair.
+        let _ = self.events.send(Event { camera: camera.clone(), trigger, happening: Happening::StillTaken });
+    }
+
+    async fn take_still(&self, camera: &CameraId) -> Result<Bytes, StillError> {
         let Stills { make_jpeg, switched_off: _, places, turn } = &self.stills;
         let (reply, keyframe) = oneshot::channel();
-        self.tell_engine(Inbound::Still { camera: camera.clone(), id, reply }).await?;
+        self.tell_engine(Inbound::Still { camera: camera.clone(), reply }).await?;
         let keyframe = keyframe.await.unwrap_or(Err(RejectReason::ShuttingDown))?;
         let _place = places.try_acquire().map_err(|_| RejectReason::Busy { retry_after: BUSY_FOR })?;
         let turn = Arc::clone(turn).acquire_owned().await.map_err(|_| RejectReason::ShuttingDown)?;

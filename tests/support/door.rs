@@ -12,6 +12,7 @@ use edgecam::core::access_unit::AccessUnit;
 use edgecam::core::camera::{CameraState, CameraStatus, Stream, Switch};
 use edgecam::core::counters::LinkCounters;
 use edgecam::core::signal::{Address, CameraId, CloseReason, RejectReason, Reply, Request, Response, Signal};
+use edgecam::core::trigger::Event;
 use edgecam::http::{self, HttpSettings};
 use edgecam::signaling::access::{Access, AccessSettings, Rule};
 use edgecam::signaling::ice_servers::{Credentials, IceServer};
@@ -84,6 +85,7 @@ pub struct Door {
     pub counters: Arc<LinkCounters>,
     pub stopping: CancellationToken,
     pub tasks: TaskTracker,
+    pub events: broadcast::Sender<Event>,
     pub cameras: Vec<watch::Sender<CameraStatus>>,
     pub switches: Vec<watch::Sender<Switch>>,
     /// Everything the engine got, in order.
@@ -137,13 +139,14 @@ impl Door {
             (Arc::<LinkCounters>::default(), CancellationToken::new(), TaskTracker::new());
         let (engine, inbox) = mpsc::channel(64);
         let switched_off = watch::Sender::default();
+        let events = broadcast::Sender::new(16);
         let (cameras, (switches, boards)): (_, (Vec<_>, _)) = ["front", "full"].into_iter().map(board).unzip();
         let settings = AccessSettings { rule: plan.rule, device: "frontdoor".into(), origins: plan.origins };
         let links = Links {
             device: "frontdoor".into(),
             cameras: boards,
             engine,
-            events: broadcast::Sender::new(16),
+            events: events.clone(),
             stills: Stills::new(plan.make_jpeg, switched_off.subscribe()),
             access: Access::new(settings),
             ice_servers: vec![
@@ -169,7 +172,7 @@ impl Door {
             tasks.clone(),
             stopping.clone(),
         ));
-        Self { address, counters, stopping, tasks, cameras, switches, heard, outboxes }
+        Self { address, counters, stopping, tasks, events, cameras, switches, heard, outboxes }
     }
 
     /// The next thing the engine hears.
@@ -253,7 +256,7 @@ async fn run_engine(
                 }
                 Heard::Request(request)
             }
-            Inbound::Still { camera, reply, .. } => {
+            Inbound::Still { camera, reply } => {
                 let _ = reply.send(if camera.as_str() == "full" { Err(busy()) } else { Ok(keyframe()) });
                 Heard::Still(camera)
             }

@@ -124,7 +124,7 @@ impl Link {
         let outcomes = self.outcomes.clone();
         let links = Arc::clone(&self.links);
         self.links.tasks.spawn(async move {
-            let outcome = links.still(&camera, id.clone()).await.map(Some).map_err(Refusal::from);
+            let outcome = links.still(&camera).await.map(Some).map_err(Refusal::from);
             let _stopped = outcomes.send(Outcome { camera, id, what: What::Still.slug(), to, outcome }).await;
         });
     }
@@ -162,6 +162,7 @@ impl Link {
             && let Some(Still { camera, id, to, picture: _ }) = self.stills.pop_front()
         {
             self.tell_done(&camera, &id, to, What::Still.slug());
+            self.links.tell_still_taken(&camera, id);
         }
     }
 

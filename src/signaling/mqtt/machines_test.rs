@@ -9,6 +9,7 @@ use super::super::broker::Unplugged;
 use super::super::tests::{front, links, message};
 use super::super::topics::Topics;
 use super::*;
+use crate::core::trigger::Happening;
 
 const STILL: &str = "edgecam/frontdoor/cam/front/still";
 const EVENT: &str = "edgecam/frontdoor/cam/front/event";
@@ -81,6 +82,19 @@ fn one_still_is_on_its_way_at_a_time_and_what_is_said_passes_those_that_wait() {
     assert_eq!(device.hands_over(), [STILL, "rsp/b"]);
     device.broker.acknowledges();
     assert_eq!(device.hands_over(), [STILL, "rsp/c"]);
+}
+
+#[test]
+fn a_still_is_told_to_be_taken_when_it_is_published_and_not_before() {
+    let mut device = Device::new();
+    let mut events = device.link.links.events.subscribe();
+    device.has_still("a");
+    let taken = events.try_recv().unwrap();
+    assert_eq!((taken.camera, taken.happening), (front(), Happening::StillTaken));
+    device.has_still("b");
+    device.switched_off.send_replace([front()].into());
+    device.link.send_waiting();
+    assert!(events.try_recv().is_err(), "the second never left");
 }
 
 #[test]
