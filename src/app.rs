@@ -31,7 +31,7 @@ use crate::net::MediaSocket;
 use crate::peer::{Identity, PeerSettings};
 use crate::publisher::{Publisher, PublisherSettings};
 use crate::signaling::access::Access;
-use crate::signaling::{self, CameraBoard, Links, mqtt};
+use crate::signaling::{self, CameraBoard, Links, MakeJpeg, Stills, mqtt};
 use crate::switches::{self, SwitchFile};
 use crate::telemetry::{self, Health, Metrics, Pulse, Reasons, WatchedCamera};
 use crate::{http, web};
@@ -61,6 +61,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let events = broadcast::Sender::new(EVENTS);
     let switching = watch::Sender::new(switched_off.clone());
     tasks.spawn(switches::keep(switches, switched_off.clone(), switching.subscribe(), parts.switches()));
+    let known_off = switching.subscribe();
     let engine = Engine {
         publisher: publisher(&config, switched_off, parts.viewers.clone())?,
         socket,
@@ -72,12 +73,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         counters: parts.viewers.clone(),
         pulse: pulse.clone(),
     };
+    let make_jpeg: MakeJpeg = Arc::new(|keyframe| still::jpeg(&keyframe).map_err(|error| error.to_string()));
     let links = Arc::new(Links {
         device: config.device.clone(),
         cameras: parts.boards(&config),
         engine: requests,
         events,
-        make_jpeg: Arc::new(|keyframe| still::jpeg(&keyframe).map_err(|error| error.to_string())),
+        stills: Stills::new(make_jpeg, known_off),
         access: Access::new(config.access.clone()),
         ice_servers: config.ice_servers.clone(),
         settings: config.links.clone(),

@@ -164,11 +164,11 @@ impl Rim {
                 }
                 let _ = reply.send(outcome);
             }
-            Inbound::Still { camera, id, reply } => {
+            Inbound::Still { camera, reply } => {
                 self.last_still += 1;
                 let still = StillId(self.last_still);
                 self.stills.insert(still, reply);
-                publisher.handle_still(camera, still, id, now(), send);
+                publisher.handle_still(camera, still, now(), send);
             }
             Inbound::Switch { camera, on, id, reply } => {
                 let _ = reply.send(publisher.handle_switch(&camera, on, id, now(), send));

@@ -138,12 +138,13 @@ impl Publisher {
     }
 
     /// The camera's next keyframe is wanted. Answered by exactly one [`Effect::Still`], now or within seconds.
-    pub fn handle_still(&mut self, camera: CameraId, still: StillId, id: Correlation, now: Instant, send: Sender<'_>) {
-        self.sessions.handle_still(camera, still, id, now);
+    pub fn handle_still(&mut self, camera: CameraId, still: StillId, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_still(camera, still, now);
         self.carry_out(now, send);
     }
 
-    /// The privacy switch. When this returns, no picture leaves any more.
+    /// The privacy switch. When this returns, no picture is sent to a viewer nor given out for a still any more; those given out before
+    /// are held back by the links.
     ///
     /// # Errors
     /// There is no such camera, or all is shutting down.

@@ -4,13 +4,18 @@
 #[path = "support/door.rs"]
 mod door;
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
+use bytes::Bytes;
 use door::{Answer, Door, Heard, Plan, key, token, token_to};
 use edgecam::core::camera::Switch;
 use edgecam::core::signal::CameraId;
+use edgecam::core::trigger::{Event, Happening};
+use edgecam::signaling::MakeJpeg;
 use edgecam::signaling::access::Rule;
 use edgecam::signaling::token::Permission;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
@@ -21,17 +26,21 @@ fn front() -> CameraId {
 #[tokio::test]
 async fn a_still_is_a_jpeg_of_the_next_keyframe_that_nobody_keeps() {
     let mut device = Door::open().await;
+    let mut events = device.events.subscribe();
     let still = device.call("GET", "/api/cameras/front/still.jpg", &[], "").await;
     assert_eq!((still.status, still.body.as_str()), (200, "a jpeg of a keyframe"));
     assert_eq!(still.header("content-type"), Some("image/jpeg"));
     assert_eq!(still.header("cache-control"), Some("no-store"));
     assert!(matches!(device.hears().await, Heard::Still(camera) if camera == front()));
+    let taken = Event { camera: front(), trigger: None, happening: Happening::StillTaken };
+    assert_eq!(events.try_recv(), Ok(taken));
 }
 
 #[tokio::test]
 async fn who_gets_no_still_is_told_why() {
     let broken = Plan { make_jpeg: Arc::new(|_| Err("no H.264 decoder".into())), ..Plan::default() };
     let device = Door::with(broken).await;
+    let mut events = device.events.subscribe();
     let refused = device.call("GET", "/api/cameras/full/still.jpg", &[], "").await;
     assert_eq!((refused.status, refused.code().as_str(), refused.header("retry-after")), (503, "busy", Some("1")));
     let absent = device.call("GET", "/api/cameras/attic/still.jpg", &[], "").await;
@@ -39,6 +48,106 @@ async fn who_gets_no_still_is_told_why() {
     let failed = device.call("GET", "/api/cameras/front/still.jpg", &[], "").await;
     assert_eq!((failed.status, failed.code().as_str()), (500, "no-still"));
     assert_eq!(failed.json()["detail"], "no H.264 decoder");
+    assert!(events.try_recv().is_err(), "no still was taken");
+}
+
+/// A decoder that takes as long as a test wants it to.
+#[derive(Default)]
+struct Decoder {
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    begun: usize,
+    running: usize,
+    most_at_once: usize,
+    may_end: bool,
+}
+
+impl Decoder {
+    fn make_jpeg(self: &Arc<Self>) -> MakeJpeg {
+        let decoder = Arc::clone(self);
+        Arc::new(move |_| {
+            let mut work = decoder.work.lock().unwrap();
+            work.begun += 1;
+            work.running += 1;
+            work.most_at_once = work.most_at_once.max(work.running);
+            decoder.changed.notify_all();
+            let mut work = decoder.changed.wait_while(work, |work| !work.may_end).unwrap();
+            work.running -= 1;
+            Ok(Bytes::from_static(b"a jpeg"))
+        })
+    }
+
+    fn may_end(&self) {
+        self.work.lock().unwrap().may_end = true;
+        self.changed.notify_all();
+    }
+
+    /// Stills that were begun, and how many at most at one time.
+    fn figures(&self) -> (usize, usize) {
+        let work = self.work.lock().unwrap();
+        (work.begun, work.most_at_once)
+    }
+}
+
+/// Asks for a still, and does not wait for it.
+async fn ask_still(device: &mut Door) -> TcpStream {
+    let mut client = TcpStream::connect(device.address).await.unwrap();
+    let host = device.address;
+    let request = format!("GET /api/cameras/front/still.jpg HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    assert!(matches!(device.hears().await, Heard::Still(_)));
+    client
+}
+
+#[tokio::test]
+async fn stills_are_made_one_at_a_time_and_those_who_hang_up_make_room() {
+    let decoder = Arc::new(Decoder::default());
+    let mut device = Door::with(Plan { make_jpeg: decoder.make_jpeg(), ..Plan::default() }).await;
+    let at_rest = device.tasks.len();
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        waiting.push(ask_still(&mut device).await);
+    }
+    for _ in 0..20 {
+        let refused = Answer::read(&mut ask_still(&mut device).await).await;
+        assert_eq!((refused.status, refused.code().as_str(), refused.header("retry-after")), (503, "busy", Some("1")));
+    }
+    drop(waiting);
+    // The picture that is being made is made; nothing else is left of those who hung up.
+    while device.tasks.len() > at_rest + 1 {
+        tokio::task::yield_now().await;
+    }
+    let mut client = ask_still(&mut device).await;
+    decoder.may_end();
+    assert_eq!(Answer::read(&mut client).await.body, "a jpeg");
+    assert_eq!(decoder.figures(), (2, 1));
+}
+
+#[tokio::test]
+async fn a_still_that_is_being_made_when_the_switch_goes_off_does_not_leave() {
+    let decoder = Arc::new(Decoder::default());
+    let mut device = Door::with(Plan { make_jpeg: decoder.make_jpeg(), ..Plan::default() }).await;
+    let mut clients = [ask_still(&mut device).await, ask_still(&mut device).await];
+    while decoder.figures().0 == 0 {
+        tokio::task::yield_now().await;
+    }
+    // Nothing has been written down yet, so the board says "on".
+    let put = format!("PUT /api/cameras/front/enabled HTTP/1.1\r\nHost: {}\r\n", device.address);
+    let put = format!("{put}Content-Type: application/json\r\nContent-Length: 5\r\n\r\nfalse");
+    let mut owner = TcpStream::connect(device.address).await.unwrap();
+    owner.write_all(put.as_bytes()).await.unwrap();
+    assert!(matches!(device.hears().await, Heard::Switch(_, false)));
+    assert!(device.switches[0].borrow().on);
+    decoder.may_end();
+    for client in &mut clients {
+        let refused = Answer::read(client).await;
+        assert_eq!((refused.status, refused.code().as_str()), (403, "disabled"));
+    }
+    assert_eq!(decoder.figures().0, 1, "who waits for the decoder does not wait any more");
 }
 
 /// Switches, and plays the part of whoever writes it down.

@@ -7,7 +7,6 @@
 //! A still is made of what viewers get, not of the raw picture beside it (docs/decisions/0105): so it works for every source, and
 //! the graph that viewers watch is left alone.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,18 +37,16 @@ pub enum StillError {
     Graph(#[from] SourceError),
 }
 
-/// Decodes a keyframe and makes a JPEG of it. Blocks for some tens of milliseconds; for seconds when a decoder is stuck.
+/// Decodes a keyframe and makes a JPEG of it. Blocks for some tens of milliseconds; for seconds when a decoder is stuck. Takes a
+/// whole core and a picture's memory, so the caller sees to it that few are made at a time.
 ///
 /// # Errors
 /// No decoder is there, or none can decode it.
 pub fn jpeg(unit: &AccessUnit) -> Result<Bytes, StillError> {
-    // One at a time: each takes a whole core and a picture's memory, and viewers' pictures come first.
-    static TURN: Mutex<()> = Mutex::new(());
     if !unit.is_keyframe {
         return Err(StillError::NoKeyframe);
     }
     pipeline::init()?;
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut why_not = Vec::new();
     for decoder in DECODERS {
         let Ok(element) = gst::ElementFactory::make(decoder).build() else { continue };

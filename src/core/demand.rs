@@ -94,7 +94,6 @@ struct Awaited {
 #[derive(Debug)]
 struct Still {
     still: StillId,
-    id: Correlation,
     give_up_at: Instant,
 }
 
@@ -170,7 +169,7 @@ impl Camera {
     }
 
     /// The next keyframe, as a [`Told::Still`].
-    pub(super) fn ask_still(&mut self, still: StillId, id: Correlation, now: Instant) {
+    pub(super) fn ask_still(&mut self, still: StillId, now: Instant) {
         let refused = self.check_on().and_then(|()| match &self.lost {
             Some(reason) => Err(RejectReason::CameraLost(reason.clone())),
             None if self.stills.len() >= MAX_STILLS => Err(RejectReason::Busy { retry_after: Duration::from_secs(1) }),
@@ -180,7 +179,7 @@ impl Camera {
             self.told.push_back(Told::Still { still, outcome: Err(reason) });
             return;
         }
-        self.stills.push_back(Still { still, id, give_up_at: now + STILL_WITHIN });
+        self.stills.push_back(Still { still, give_up_at: now + STILL_WITHIN });
         let pace = self.still_keyframes.get_or_insert_with(|| Pace::new(now));
         let wait = pace.wait(STILL_KEYFRAMES, now);
         if self.watching > 0 && !wait.is_zero() {
@@ -219,9 +218,8 @@ impl Camera {
             self.note_woken(now);
         }
         if unit.is_keyframe && !self.stills.is_empty() {
-            for Still { still, id, .. } in std::mem::take(&mut self.stills) {
+            for Still { still, .. } in std::mem::take(&mut self.stills) {
                 self.told.push_back(Told::Still { still, outcome: Ok(unit.clone()) });
-                self.happened_by(id, Happening::StillTaken);
             }
             self.settle();
         }

@@ -144,8 +144,8 @@ fn viewers_who_come_while_a_trigger_holds_the_camera_are_told_with_its_id() {
 #[test]
 fn a_still_opens_the_camera_gets_the_next_keyframe_and_lets_go() {
     let (mut camera, now) = (camera(), Instant::now());
-    camera.ask_still(StillId(1), id("a"), now);
-    camera.ask_still(StillId(2), None, now);
+    camera.ask_still(StillId(1), now);
+    camera.ask_still(StillId(2), now);
     assert!(matches!(demands(&mut camera)[..], [Demand { running: true, keyframe: 1, .. }]));
     camera.handle_unit(&AccessUnit { is_keyframe: false, ..keyframe(now) }, now);
     assert_eq!(stills(&mut camera), []);
@@ -156,9 +156,7 @@ fn a_still_opens_the_camera_gets_the_next_keyframe_and_lets_go() {
             &told[..],
             [
                 Told::Still { still: StillId(1), outcome: Ok(_) },
-                Told::Event(Event { trigger: Some(_), happening: Happening::StillTaken, .. }),
                 Told::Still { still: StillId(2), outcome: Ok(_) },
-                Told::Event(Event { trigger: None, happening: Happening::StillTaken, .. }),
                 Told::Demand(Demand { running: false, .. }),
             ]
         ),
@@ -170,7 +168,7 @@ fn a_still_opens_the_camera_gets_the_next_keyframe_and_lets_go() {
 fn no_more_than_eight_wait_for_a_still_and_none_for_longer_than_ten_seconds() {
     let (mut camera, now) = (camera(), Instant::now());
     for still in 0..9 {
-        camera.ask_still(StillId(still), None, now);
+        camera.ask_still(StillId(still), now);
     }
     assert!(matches!(stills(&mut camera)[..], [(8, Err(RejectReason::Busy { .. }))]));
     camera.handle_timeout(now + GAP);
@@ -190,7 +188,7 @@ fn who_asks_for_still_after_still_does_not_spoil_the_picture_of_those_who_watch(
     let mut keyframes = 0;
     for second in 1..=60 {
         let now = start + Duration::from_secs(second);
-        camera.ask_still(StillId(second), None, now);
+        camera.ask_still(StillId(second), now);
         camera.handle_timeout(now + GAP);
         let asked = demands(&mut camera).last().map_or(keyframes, |demand| demand.keyframe);
         if asked > keyframes {
@@ -205,9 +203,9 @@ fn who_asks_for_still_after_still_does_not_spoil_the_picture_of_those_who_watch(
 fn a_camera_that_fails_gives_no_stills_and_says_so_at_once() {
     let (mut camera, now) = (camera(), Instant::now());
     wake(&mut camera, "bell", MINUTE, now);
-    camera.ask_still(StillId(1), None, now);
+    camera.ask_still(StillId(1), now);
     assert!(camera.handle_lost("unplugged"));
-    camera.ask_still(StillId(2), None, now);
+    camera.ask_still(StillId(2), now);
     let lost = || Err(RejectReason::CameraLost("unplugged".into()));
     assert_eq!(stills(&mut camera), [(1, lost()), (2, lost())]);
 }
@@ -229,7 +227,7 @@ fn a_camera_that_fails_and_comes_back_is_told_of_without_any_viewer() {
 fn switching_off_stops_the_camera_first_and_ends_all_that_held_it() {
     let (mut camera, now) = (camera(), Instant::now());
     wake(&mut camera, "bell", MINUTE, now);
-    camera.ask_still(StillId(1), None, now);
+    camera.ask_still(StillId(1), now);
     forget_told(&mut camera);
     camera.switch(false, id("owner"), now);
     let told: Vec<_> = camera.take_told().collect();
@@ -248,7 +246,7 @@ fn switching_off_stops_the_camera_first_and_ends_all_that_held_it() {
         "{told:?}"
     );
     assert_eq!(camera.trigger(Action::Wake { ttl: MINUTE }, None, now), Err(RejectReason::Disabled));
-    camera.ask_still(StillId(2), None, now);
+    camera.ask_still(StillId(2), now);
     assert_eq!(stills(&mut camera), [(2, Err(RejectReason::Disabled))]);
 }
 
@@ -369,7 +367,7 @@ impl World {
             Op::Still => {
                 self.asked += 1;
                 self.waiting.push((self.asked, now));
-                self.camera.ask_still(StillId(self.asked), None, now);
+                self.camera.ask_still(StillId(self.asked), now);
             }
             Op::Unit { is_keyframe, age_ms } => {
                 let captured_at = now - Duration::from_millis(age_ms);

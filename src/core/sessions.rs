@@ -230,9 +230,9 @@ impl Sessions {
     }
 
     /// The camera's next keyframe is wanted. Answered by exactly one [`Told::Still`], now or within seconds.
-    pub fn handle_still(&mut self, camera: CameraId, still: StillId, id: Correlation, now: Instant) {
+    pub fn handle_still(&mut self, camera: CameraId, still: StillId, now: Instant) {
         let asked = self.check_running().and_then(|()| {
-            self.change(&camera, |camera| camera.ask_still(still, id, now))
+            self.change(&camera, |camera| camera.ask_still(still, now))
                 .ok_or_else(|| RejectReason::NoSuchCamera(camera.clone()))
         });
         if let Err(reason) = asked {

@@ -323,7 +323,7 @@ fn what_is_asked_of_an_unknown_camera_or_of_one_that_stops_is_refused() {
         let trigger = Trigger { camera: camera(name), id: None, action: Action::Sleep };
         assert_eq!(sessions.handle_trigger(trigger, now), Err(reason.clone()));
         assert_eq!(sessions.handle_switch(&camera(name), true, None, now), Err(reason.clone()));
-        sessions.handle_still(camera(name), StillId(1), None, now);
+        sessions.handle_still(camera(name), StillId(1), now);
         let outputs = drain(&mut sessions);
         let [Output::Camera { told: Told::Still { outcome: Err(refused), .. }, .. }] = &outputs[..] else {
             panic!("{outputs:?}")

@@ -151,7 +151,7 @@ pub enum RejectReason {
     NoSuchSession,
     #[error("all {limit} places are taken; try again in {} s", retry_after.as_secs())]
     Full { limit: usize, retry_after: Duration },
-    #[error("too many viewers are connecting just now; try again in {} s", retry_after.as_secs())]
+    #[error("too many ask just now; try again in {} s", retry_after.as_secs())]
     Busy { retry_after: Duration },
     #[error("the offer cannot be used: {0}")]
     BadOffer(String),

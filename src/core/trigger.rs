@@ -56,6 +56,7 @@ pub enum Happening {
         reason: String,
     },
     CameraBack,
+    /// A picture was made and given out.
     StillTaken,
     /// The privacy switch.
     Enabled,

@@ -12,7 +12,7 @@ use axum::{Json, Router, middleware};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::problem::Problem;
 use super::token::{Grant, Permission};
@@ -20,8 +20,6 @@ use super::{CameraBoard, Inbound, Links, rim};
 use crate::core::camera::{CameraState, Stream, Switch};
 use crate::core::signal::RejectReason;
 
-/// A still, from request to picture: the camera is opened (5 s) and gives a keyframe (10 s in all), which is decoded.
-const STILL_WITHIN: Duration = Duration::from_secs(20);
 /// For a switch to be written down; the disk of a board can take its time.
 const KEPT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -47,19 +45,9 @@ async fn still(
     Extension(grant): Extension<Grant>,
     Path(camera): Path<String>,
 ) -> Result<impl IntoResponse, Problem> {
-    let camera = rim::camera(&links, &grant, Permission::View, &camera)?.id.clone();
-    let jpeg = async {
-        let (reply, keyframe) = oneshot::channel();
-        links.tell_engine(Inbound::Still { camera: camera.clone(), id: None, reply }).await?;
-        let keyframe = keyframe.await.unwrap_or(Err(RejectReason::ShuttingDown))?;
-        let make_jpeg = Arc::clone(&links.make_jpeg);
-        let made = links.tasks.spawn_blocking(move || make_jpeg(keyframe)).await;
-        made.unwrap_or_else(|panic| Err(panic.to_string())).map_err(|why| {
-            warn!(%camera, why, "no still was made");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "no-still", why)
-        })
-    };
-    let jpeg = timeout(STILL_WITHIN, jpeg).await.map_err(|_| Problem::no_answer())??;
+    let camera = &rim::camera(&links, &grant, Permission::View, &camera)?.id;
+    let jpeg = links.still(camera).await?;
+    links.tell_still_taken(camera, None);
     Ok(([(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "no-store")], jpeg))
 }
 

@@ -10,17 +10,18 @@ pub mod mqtt;
 mod problem;
 mod rim;
 pub mod sdpfrag;
+mod still;
 pub mod token;
 mod websocket;
 pub mod whep;
 pub mod wire;
 
 pub use self::rim::{is_type, may_read_metrics};
+pub use self::still::{MakeJpeg, Stills};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -46,16 +47,13 @@ pub enum Inbound {
     /// Somebody wants a camera to be ready, or not any more.
     Trigger { trigger: Trigger, reply: oneshot::Sender<Result<(), RejectReason>> },
     /// The next keyframe, for a still; the camera is opened for it.
-    Still { camera: CameraId, id: Correlation, reply: oneshot::Sender<Result<AccessUnit, RejectReason>> },
+    Still { camera: CameraId, reply: oneshot::Sender<Result<AccessUnit, RejectReason>> },
     /// The privacy switch. Answered when it holds; whether it is kept is on the [`CameraBoard`].
     Switch { camera: CameraId, on: bool, id: Correlation, reply: oneshot::Sender<Result<(), RejectReason>> },
 }
 
 /// Where the engine puts a client's responses, with `try_send`: a full one is a client that does not take them.
 pub type Outbox = mpsc::Sender<Response>;
-
-/// Makes a JPEG picture of a keyframe; may take long, so it is called on a thread that may block.
-pub type MakeJpeg = Arc<dyn Fn(AccessUnit) -> Result<Bytes, String> + Send + Sync>;
 
 /// What the links know of a camera.
 #[derive(Clone, Debug)]
@@ -75,7 +73,7 @@ pub struct Links {
     pub engine: mpsc::Sender<Inbound>,
     /// What happens to the cameras. Whoever does not listen in time misses the oldest.
     pub events: broadcast::Sender<Event>,
-    pub make_jpeg: MakeJpeg,
+    pub stills: Stills,
     pub access: Access,
     pub ice_servers: Vec<IceServer>,
     pub settings: LinkSettings,

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::access::Denied;
+use super::still::StillError;
 use super::token::TokenError;
 use crate::core::signal::RejectReason;
 
@@ -46,6 +47,16 @@ impl From<RejectReason> for Problem {
             | RejectReason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self { status, code: reason.slug(), detail: reason.to_string(), retry_after: reason.retry_after() }
+    }
+}
+
+impl From<StillError> for Problem {
+    fn from(error: StillError) -> Self {
+        match error {
+            StillError::Rejected(reason) => reason.into(),
+            StillError::NotMade(why) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "no-still", why),
+            StillError::Late => Self::no_answer(),
+        }
     }
 }
 

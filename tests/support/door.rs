@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,11 +12,12 @@ use edgecam::core::access_unit::AccessUnit;
 use edgecam::core::camera::{CameraState, CameraStatus, Stream, Switch};
 use edgecam::core::counters::LinkCounters;
 use edgecam::core::signal::{Address, CameraId, CloseReason, RejectReason, Reply, Request, Response, Signal};
+use edgecam::core::trigger::Event;
 use edgecam::http::{self, HttpSettings};
 use edgecam::signaling::access::{Access, AccessSettings, Rule};
 use edgecam::signaling::ice_servers::{Credentials, IceServer};
 use edgecam::signaling::token::{Grant, Permission, TokenKey, mint};
-use edgecam::signaling::{CameraBoard, Inbound, LinkSettings, Links, MakeJpeg, Outbox, router};
+use edgecam::signaling::{CameraBoard, Inbound, LinkSettings, Links, MakeJpeg, Outbox, Stills, router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -84,6 +85,7 @@ pub struct Door {
     pub counters: Arc<LinkCounters>,
     pub stopping: CancellationToken,
     pub tasks: TaskTracker,
+    pub events: broadcast::Sender<Event>,
     pub cameras: Vec<watch::Sender<CameraStatus>>,
     pub switches: Vec<watch::Sender<Switch>>,
     /// Everything the engine got, in order.
@@ -136,14 +138,16 @@ impl Door {
         let (counters, stopping, tasks) =
             (Arc::<LinkCounters>::default(), CancellationToken::new(), TaskTracker::new());
         let (engine, inbox) = mpsc::channel(64);
+        let switched_off = watch::Sender::default();
+        let events = broadcast::Sender::new(16);
         let (cameras, (switches, boards)): (_, (Vec<_>, _)) = ["front", "full"].into_iter().map(board).unzip();
         let settings = AccessSettings { rule: plan.rule, device: "frontdoor".into(), origins: plan.origins };
         let links = Links {
             device: "frontdoor".into(),
             cameras: boards,
             engine,
-            events: broadcast::Sender::new(16),
-            make_jpeg: plan.make_jpeg,
+            events: events.clone(),
+            stills: Stills::new(plan.make_jpeg, switched_off.subscribe()),
             access: Access::new(settings),
             ice_servers: vec![
                 IceServer { urls: vec!["stun:stun.example.org".into()], credentials: Credentials::None },
@@ -159,7 +163,7 @@ impl Door {
         };
         let outboxes = Arc::default();
         let (telling, heard) = mpsc::channel(1024);
-        tasks.spawn(run_engine(inbox, plan.script, Arc::clone(&outboxes), telling));
+        tasks.spawn(run_engine(inbox, plan.script, switched_off, Arc::clone(&outboxes), telling));
         tasks.spawn(http::serve(
             listener,
             router(Arc::new(links)),
@@ -168,7 +172,7 @@ impl Door {
             tasks.clone(),
             stopping.clone(),
         ));
-        Self { address, counters, stopping, tasks, cameras, switches, heard, outboxes }
+        Self { address, counters, stopping, tasks, events, cameras, switches, heard, outboxes }
     }
 
     /// The next thing the engine hears.
@@ -233,6 +237,7 @@ impl Door {
 async fn run_engine(
     mut inbox: mpsc::Receiver<Inbound>,
     script: Script,
+    switched_off: watch::Sender<BTreeSet<CameraId>>,
     outboxes: Arc<Mutex<HashMap<Address, Outbox>>>,
     telling: mpsc::Sender<Heard>,
 ) {
@@ -251,11 +256,18 @@ async fn run_engine(
                 }
                 Heard::Request(request)
             }
-            Inbound::Still { camera, reply, .. } => {
+            Inbound::Still { camera, reply } => {
                 let _ = reply.send(if camera.as_str() == "full" { Err(busy()) } else { Ok(keyframe()) });
                 Heard::Still(camera)
             }
             Inbound::Switch { camera, on, reply, .. } => {
+                switched_off.send_modify(|off| {
+                    if on {
+                        off.remove(&camera);
+                    } else {
+                        off.insert(camera.clone());
+                    }
+                });
                 let _ = reply.send(Ok(()));
                 Heard::Switch(camera, on)
             }

@@ -168,7 +168,7 @@ impl House {
 
     pub fn ask_still(&mut self, still: u64) {
         let mut sent = Vec::new();
-        self.publisher.handle_still(front(), StillId(still), None, self.now, &mut |out| sent.push(out));
+        self.publisher.handle_still(front(), StillId(still), self.now, &mut |out| sent.push(out));
         self.launch(sent);
         self.carry_out();
     }

@@ -7,14 +7,26 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tracing::{debug, info};
 
+use super::super::still::StillError;
 use super::super::{Inbound, clock, wall_clock};
 use super::broker::{Incoming, Outgoing, Unsent};
 use super::trigger::{self, Ask, Refusal, What};
-use super::viewers::ReplyTo;
+use super::viewers::{MAX_CORRELATION, ReplyTo};
 use super::{BUSY_FOR, Link, presence};
-use crate::core::access_unit::AccessUnit;
+use crate::core::counters::MqttDrop;
 use crate::core::signal::{CameraId, Correlation, RejectReason};
 use crate::core::trigger::Trigger;
+
+/// Pictures that may wait for room on the connection.
+const MAX_STILLS: usize = 2;
+
+/// A picture that is ready, and whom to tell when it is published.
+pub(super) struct Still {
+    camera: CameraId,
+    id: Correlation,
+    to: Option<ReplyTo>,
+    picture: Outgoing,
+}
 
 /// What became of a trigger or a switch, once the engine has decided.
 pub(super) struct Outcome {
@@ -44,13 +56,7 @@ impl Link {
                 let asked = self.ask_engine(Inbound::Trigger { trigger, reply });
                 self.await_engine(camera, id, what.slug(), to, asked, decided);
             }
-            What::Still => {
-                let (reply, unit) = oneshot::channel();
-                match self.ask_engine(Inbound::Still { camera: camera.clone(), id: id.clone(), reply }) {
-                    Ok(()) => self.await_still(camera, id, to, unit),
-                    Err(reason) => self.refuse(camera, || id, to, &reason.into()),
-                }
-            }
+            What::Still => self.await_still(camera, id, to),
         }
     }
 
@@ -64,7 +70,8 @@ impl Link {
     /// Where the sender wants its answer, if that is a place for answers.
     pub(super) fn answer_to(&self, message: &Incoming) -> Option<ReplyTo> {
         let topic = message.response_topic.clone().filter(|topic| self.topics.is_response_topic(topic))?;
-        Some(ReplyTo { topic, correlation: message.correlation.clone() })
+        let correlation = message.correlation.clone().filter(|data| data.len() <= MAX_CORRELATION);
+        Some(ReplyTo { topic, correlation })
     }
 
     pub(super) fn await_engine(
@@ -87,53 +94,64 @@ impl Link {
         });
     }
 
-    fn await_still(
-        &self,
-        camera: CameraId,
-        id: Correlation,
-        to: Option<ReplyTo>,
-        unit: oneshot::Receiver<Result<AccessUnit, RejectReason>>,
-    ) {
+    fn await_still(&self, camera: CameraId, id: Correlation, to: Option<ReplyTo>) {
         let outcomes = self.outcomes.clone();
         let links = Arc::clone(&self.links);
         self.links.tasks.spawn(async move {
-            let outcome = match unit.await.unwrap_or(Err(RejectReason::ShuttingDown)) {
-                Ok(unit) => {
-                    let make_jpeg = Arc::clone(&links.make_jpeg);
-                    let made = links.tasks.spawn_blocking(move || make_jpeg(unit)).await;
-                    match made {
-                        Ok(Ok(jpeg)) => Ok(Some(jpeg)),
-                        Ok(Err(why)) => Err(Refusal::NoPicture(why)),
-                        Err(_) => Err(Refusal::NoPicture("the decoder failed".into())),
-                    }
-                }
-                Err(reason) => Err(reason.into()),
-            };
+            let outcome = links.still(&camera).await.map(Some).map_err(Refusal::from);
             let _stopped = outcomes.send(Outcome { camera, id, what: What::Still.slug(), to, outcome }).await;
         });
     }
 
     pub(super) fn handle_outcome(&mut self, Outcome { camera, id, what, to, outcome }: Outcome) {
-        let outcome = outcome.and_then(|jpeg| match jpeg {
-            Some(jpeg) => self.publish_still(&camera, jpeg),
-            None => Ok(()),
-        });
         match outcome {
-            Ok(()) => {
-                if let Some(to) = to {
-                    self.say(to, trigger::done(&id, &camera, what));
-                }
+            Ok(None) => self.tell_done(&camera, &id, to, what),
+            Ok(Some(jpeg)) => {
+                let topic = self.topics.still(&camera);
+                let picture = Outgoing { topic, payload: jpeg, is_still: true, ..Outgoing::default() };
+                self.keep_still(Still { camera, id, to, picture });
             }
             Err(refusal) => self.refuse(camera, || id, to, &refusal),
         }
     }
 
-    fn publish_still(&mut self, camera: &CameraId, jpeg: Bytes) -> Result<(), Refusal> {
-        let still = Outgoing { topic: self.topics.still(camera), payload: jpeg, is_still: true, ..Outgoing::default() };
-        match self.publish(still) {
-            Ok(()) => Ok(()),
-            Err(Some(unsent @ Unsent::TooLarge { .. })) => Err(Refusal::Unsent(unsent.to_string())),
-            Err(_) => Err(Refusal::Busy(BUSY_FOR)),
+    /// Lets a picture wait for its turn.
+    fn keep_still(&mut self, still: Still) {
+        let Some(line) = &self.line else { return self.drop(MqttDrop::Away) };
+        let (dropped, refusal) = match line.fits(&still.picture) {
+            Ok(()) if self.stills.len() < MAX_STILLS => return self.stills.push_back(still),
+            Ok(()) => (MqttDrop::Full, Refusal::Busy(BUSY_FOR)),
+            Err(unsent) => (unsent.into(), Refusal::Unsent(unsent.to_string())),
+        };
+        self.drop(dropped);
+        self.refuse(still.camera, || still.id, still.to, &refusal);
+    }
+
+    /// Hands over the picture whose turn it is, if there is room; none whose camera the engine has switched off.
+    pub(super) fn send_stills(&mut self) {
+        let off = self.switched_off.borrow().clone();
+        self.refuse_stills(&RejectReason::Disabled, |camera| off.contains(camera));
+        while let (Some(line), Some(still)) = (&self.line, self.stills.front())
+            && line.try_publish(&still.picture) != Err(Unsent::Full)
+            && let Some(Still { camera, id, to, picture: _ }) = self.stills.pop_front()
+        {
+            self.tell_done(&camera, &id, to, What::Still.slug());
+            self.links.tell_still_taken(&camera, id);
+        }
+    }
+
+    /// Ends the waiting of those pictures whose camera this is true of.
+    pub(super) fn refuse_stills(&mut self, reason: &RejectReason, whose: impl Fn(&CameraId) -> bool) {
+        while let Some(at) = self.stills.iter().position(|still| whose(&still.camera))
+            && let Some(Still { camera, id, to, picture: _ }) = self.stills.remove(at)
+        {
+            self.refuse(camera, || id, to, &reason.clone().into());
+        }
+    }
+
+    fn tell_done(&mut self, camera: &CameraId, id: &Correlation, to: Option<ReplyTo>, what: &'static str) {
+        if let Some(to) = to {
+            self.say(to, trigger::done(id, camera, what));
         }
     }
 
@@ -161,3 +179,16 @@ impl Link {
         }
     }
 }
+
+impl From<StillError> for Refusal {
+    fn from(error: StillError) -> Self {
+        match error {
+            StillError::Rejected(reason) => reason.into(),
+            StillError::NotMade(_) | StillError::Late => Self::NoPicture(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "machines_test.rs"]
+mod tests;

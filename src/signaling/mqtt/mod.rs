@@ -33,7 +33,7 @@ pub mod trigger;
 mod viewers;
 mod visit;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, iter};
@@ -48,7 +48,7 @@ use tracing::{trace, warn};
 
 use self::broker::{Ends, Incoming, Line, Outgoing, Plan, REQUESTS, Unsent};
 pub use self::forget::{ForgetError, forget};
-use self::machines::Outcome;
+use self::machines::{Outcome, Still};
 use self::post::Post;
 use self::presence::Schedule;
 use self::retained::Retained;
@@ -148,6 +148,7 @@ pub async fn run(links: Arc<Links>, settings: MqttSettings) {
     let (outcomes, mut decided) = mpsc::channel(OUTCOMES);
     let mut events = links.events.subscribe();
     let mut changes = changes(&links);
+    let mut switching = links.stills.switched_off();
     let stopping = links.stopping.clone();
     let mut link = Link::new(links, topics, settings, outbox, outcomes);
     loop {
@@ -166,6 +167,8 @@ pub async fn run(links: Arc<Links>, settings: MqttSettings) {
             }
             Some(response) = responses.recv() => link.handle_response(&response),
             Some(outcome) = decided.recv() => link.handle_outcome(outcome),
+            // Pictures that wait are looked through below.
+            Ok(()) = switching.changed() => {}
             event = events.recv() => link.handle_event(event),
             Some((camera, ())) = changes.next() => link.handle_change(camera),
             () = link.has_room() => {}
@@ -206,6 +209,10 @@ struct Link {
     schedule: Schedule,
     retained: Retained,
     post: Post,
+    /// Pictures that wait for room.
+    stills: VecDeque<Still>,
+    /// What the engine has switched off.
+    switched_off: watch::Receiver<BTreeSet<CameraId>>,
     outbox: Outbox,
     outcomes: mpsc::Sender<Outcome>,
 }
@@ -228,6 +235,8 @@ impl Link {
             schedule: Schedule::new(links.cameras.len(), now),
             retained: Retained::default(),
             post: Post::default(),
+            stills: VecDeque::new(),
+            switched_off: links.stills.switched_off(),
             line: None,
             links,
             topics,
@@ -242,7 +251,7 @@ impl Link {
     /// A connection came up, or went.
     fn handle_line(&mut self, line: Option<Line>) {
         self.line = line;
-        let lost = self.post.clear();
+        let lost = self.post.clear() + self.stills.drain(..).count();
         self.links.counters.mqtt.messages_dropped[MqttDrop::Away as usize].add(lost as u64);
         if self.line.is_some() {
             self.describe();
@@ -378,7 +387,7 @@ impl Link {
         })
     }
 
-    /// Hands over what waits, then as much of what is retained as leaves room for what comes next.
+    /// Hands over what waits, then as much of what is retained as leaves room for what comes next, then a picture.
     fn send_waiting(&mut self) {
         let Some(line) = &self.line else { return };
         self.post.drain(line);
@@ -389,7 +398,7 @@ impl Link {
                 Outgoing { topic: topic.to_owned(), payload: payload.clone(), retain: true, ..Outgoing::default() };
             match line.try_publish(&message) {
                 Ok(()) => self.retained.done(),
-                Err(Unsent::Full) => return,
+                Err(Unsent::Full) => break,
                 Err(unsent @ Unsent::TooLarge { .. }) => {
                     warn!(topic, "not published: {unsent}");
                     self.links.counters.mqtt.dropped(MqttDrop::TooLarge);
@@ -397,10 +406,11 @@ impl Link {
                 }
             }
         }
+        self.send_stills();
     }
 
     fn has_waiting(&self) -> bool {
-        self.retained.has_pending() || !self.post.is_empty()
+        self.retained.has_pending() || !self.post.is_empty() || !self.stills.is_empty()
     }
 
     /// Until more can be handed over; for ever while nothing waits.
@@ -413,6 +423,8 @@ impl Link {
 
     /// A clean exit: whoever listens is told, and the broker keeps the will to itself.
     async fn say_stopped(&mut self) {
+        // A picture would keep the last words waiting.
+        self.refuse_stills(&RejectReason::ShuttingDown, |_| true);
         self.retained.put(self.topics.status(), presence::STOPPED);
         let Some(line) = self.line.clone() else { return };
         let last_words = async {

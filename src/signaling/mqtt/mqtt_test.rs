@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::access::{Access, AccessSettings, Rule};
 use super::super::token::{Grant, Permission, TokenKey, mint};
-use super::super::{CameraBoard, LinkSettings};
+use super::super::{CameraBoard, LinkSettings, Stills};
 use super::viewers::Verdict;
 use super::*;
 use crate::core::camera::{CameraState, CameraStatus, Stream, Switch};
@@ -73,7 +73,7 @@ impl Door {
     }
 }
 
-fn message(text: &str) -> Incoming {
+pub(super) fn message(text: &str) -> Incoming {
     Incoming {
         topic: Bytes::new(),
         payload: Bytes::copy_from_slice(text.as_bytes()),
@@ -110,17 +110,17 @@ fn board() -> CameraBoard {
     }
 }
 
-fn front() -> CameraId {
+pub(super) fn front() -> CameraId {
     CameraId::new("front").unwrap()
 }
 
-fn links(rule: Rule, engine: mpsc::Sender<Inbound>) -> Links {
+pub(super) fn links(rule: Rule, engine: mpsc::Sender<Inbound>) -> Links {
     Links {
         device: "frontdoor".into(),
         cameras: vec![board()],
         engine,
         events: broadcast::Sender::new(4),
-        make_jpeg: Arc::new(|_| Err(String::new())),
+        stills: Stills::new(Arc::new(|_| Err(String::new())), watch::channel(Default::default()).1),
         access: Access::new(AccessSettings { rule, device: "frontdoor".into(), origins: Vec::new() }),
         ice_servers: Vec::new(),
         settings: LinkSettings::default(),

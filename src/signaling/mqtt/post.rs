@@ -1,4 +1,5 @@
-//! What waits for room on the connection: first come, first served, but nobody takes the room of all others.
+//! What waits for room on the connection: first come, first served, but nobody takes the room of all others. Pictures, which are
+//! larger by far, wait elsewhere (`machines`).
 
 use std::collections::VecDeque;
 
@@ -8,8 +9,6 @@ use super::broker::{Line, Outgoing, Unsent};
 const MAX_WAITING: usize = 256;
 /// Those of one topic, so of one client: somebody who has much said to them waits for themselves.
 const MAX_PER_TOPIC: usize = 16;
-/// A picture takes more room.
-const MAX_STILLS: usize = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Post(VecDeque<Outgoing>);
@@ -48,9 +47,8 @@ impl Post {
     }
 
     fn keep(&mut self, message: Outgoing) -> Result<(), Unsent> {
-        let most = if message.is_still { MAX_STILLS } else { MAX_PER_TOPIC };
         let same = self.0.iter().filter(|waiting| waiting.topic == message.topic).count();
-        if self.0.len() >= MAX_WAITING || same >= most {
+        if self.0.len() >= MAX_WAITING || same >= MAX_PER_TOPIC {
             return Err(Unsent::Full);
         }
         self.0.push_back(message);

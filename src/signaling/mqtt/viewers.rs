@@ -35,7 +35,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 const MAX_ASKED: usize = 8;
 const REPEATED_WITHIN: Duration = Duration::from_secs(30);
 /// Longer correlation data is not given back (MQTT 5, section 3.3.2.3.6, has no limit of its own).
-const MAX_CORRELATION: usize = 256;
+pub(super) const MAX_CORRELATION: usize = 256;
 
 /// Behind a broker is everybody, as behind a proxy on this machine: one who brings bad tokens must not shut out all. How often
 /// anybody may try is bounded by the rates here.

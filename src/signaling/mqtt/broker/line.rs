@@ -1,7 +1,7 @@
 //! A live connection as writers see it: handing over never waits, and what is on its way can be counted.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub(in super::super) struct Outgoing {
     /// After which the broker forgets it.
     pub(in super::super) expiry: Option<Duration>,
     pub(in super::super) correlation: Option<Bytes>,
-    /// A picture, which may be larger.
+    /// A picture, which may be larger: one at a time is handed over, and only when nothing waits before it.
     pub(in super::super) is_still: bool,
 }
 
@@ -76,9 +76,17 @@ pub(super) struct Limits {
 struct Flow {
     queued: AtomicUsize,
     unacked: AtomicUsize,
+    /// A picture is among them.
+    has_still: AtomicBool,
     moved: Notify,
-    /// The topics of what is queued, in order, so that a refusal can be told by its topic.
-    topics: Mutex<VecDeque<String>>,
+    /// What is queued, in order: the broker answers by numbers, which are given when it leaves the queue.
+    publications: Mutex<VecDeque<Publication>>,
+}
+
+#[derive(Debug)]
+struct Publication {
+    topic: String,
+    is_still: bool,
 }
 
 impl Line {
@@ -101,17 +109,20 @@ impl Line {
     /// Hands a message to the connection; never waits.
     ///
     /// # Errors
-    /// It is full, or the message too large for this broker.
+    /// It is full (for a picture: anything is queued, or another picture on its way), or the message too large for this broker.
     pub(in super::super) fn try_publish(&self, message: &Outgoing) -> Result<(), Unsent> {
         self.fits(message)?;
-        let Outgoing { topic, payload, retain, expiry, correlation, is_still: _ } = message;
+        if message.is_still && !self.flow.has_room_for_still() {
+            return Err(Unsent::Full);
+        }
+        let Outgoing { topic, payload, retain, expiry, correlation, is_still } = message;
         let properties = PublishProperties {
             message_expiry_interval: expiry.map(|expiry| u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX)),
             correlation_data: correlation.clone(),
             ..PublishProperties::default()
         };
         let retain = *retain && self.limits.retain;
-        self.flow.add(topic, self.limits.qos);
+        self.flow.add(Publication { topic: topic.clone(), is_still: *is_still });
         let outcome = self.client.try_publish_with_properties(
             topic.as_str(),
             self.limits.qos,
@@ -120,7 +131,7 @@ impl Line {
             properties,
         );
         if outcome.is_err() {
-            self.flow.take_back(self.limits.qos);
+            self.flow.take_back();
             return Err(Unsent::Full);
         }
         self.counters.mqtt.messages_sent.add(1);
@@ -152,22 +163,30 @@ impl Line {
 }
 
 impl Flow {
-    fn add(&self, topic: &str, qos: QoS) {
+    fn has_room_for_still(&self) -> bool {
+        !self.has_still.load(Ordering::Acquire) && self.queued.load(Ordering::Acquire) == 0
+    }
+
+    fn add(&self, publication: Publication) {
         self.queued.fetch_add(1, Ordering::AcqRel);
-        if qos != QoS::AtMostOnce {
-            self.topics().push_back(topic.to_owned());
-        }
+        self.has_still.fetch_or(publication.is_still, Ordering::AcqRel);
+        self.publications().push_back(publication);
     }
 
-    fn take_back(&self, qos: QoS) {
+    fn take_back(&self) {
         self.queued.fetch_sub(1, Ordering::AcqRel);
-        if qos != QoS::AtMostOnce {
-            self.topics().pop_back();
+        if let Some(publication) = self.publications().pop_back() {
+            self.forget(&publication);
         }
     }
 
-    fn topics(&self) -> MutexGuard<'_, VecDeque<String>> {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    /// It is not on its way any more.
+    fn forget(&self, publication: &Publication) {
+        self.has_still.fetch_and(!publication.is_still, Ordering::AcqRel);
+    }
+
+    fn publications(&self) -> MutexGuard<'_, VecDeque<Publication>> {
+        self.publications.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -175,17 +194,20 @@ impl Flow {
 #[derive(Default)]
 pub(super) struct Underway {
     flow: Arc<Flow>,
-    /// The topics of publications by packet id.
-    unacked: HashMap<u16, String>,
+    /// By packet id.
+    unacked: HashMap<u16, Publication>,
 }
 
 impl Underway {
     /// A publication has left the queue. It is counted as unacknowledged before it counts as gone.
     pub(super) fn sent(&mut self, id: u16, unacked: u16) {
-        if id != 0
-            && let Some(topic) = self.flow.topics().pop_front()
-        {
-            self.unacked.insert(id, topic);
+        if let Some(publication) = self.flow.publications().pop_front() {
+            // Without a number it is not acknowledged.
+            if id == 0 {
+                self.flow.forget(&publication);
+            } else {
+                self.unacked.insert(id, publication);
+            }
         }
         self.flow.unacked.store(unacked.into(), Ordering::Release);
         self.flow.queued.fetch_sub(1, Ordering::AcqRel);
@@ -194,12 +216,60 @@ impl Underway {
 
     /// The topic of a publication that the broker has answered.
     pub(super) fn acknowledged(&mut self, id: u16) -> Option<String> {
-        self.unacked.remove(&id)
+        let publication = self.unacked.remove(&id)?;
+        self.flow.forget(&publication);
+        Some(publication.topic)
     }
 
     pub(super) fn settle(&self, unacked: u16) {
         if self.flow.unacked.swap(unacked.into(), Ordering::AcqRel) != usize::from(unacked) {
             self.flow.moved.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+pub(in super::super) mod unplugged {
+    use rumqttc::v5::{EventLoop, MqttOptions};
+
+    use super::*;
+
+    /// A line to a broker that takes what a test says it takes.
+    pub(in super::super::super) struct Unplugged {
+        pub(in super::super::super) line: Line,
+        underway: Underway,
+        sent: u16,
+        /// Holds the queue.
+        _events: EventLoop,
+    }
+
+    impl Unplugged {
+        pub(in super::super::super) fn new() -> Self {
+            let (client, events) = AsyncClient::new(MqttOptions::new("edgecam", "localhost", 1883), REQUESTS);
+            let limits = Limits { max_packet: None, qos: QoS::AtLeastOnce, retain: true };
+            let underway = Underway::default();
+            Self { line: Line::new(client, limits, &underway, Arc::default()), underway, sent: 0, _events: events }
+        }
+
+        /// What is queued, in order.
+        pub(in super::super::super) fn queued(&self) -> Vec<String> {
+            self.line.flow.publications().iter().map(|publication| publication.topic.clone()).collect()
+        }
+
+        /// All that is queued leaves.
+        pub(in super::super::super) fn sends(&mut self) {
+            for _ in self.queued() {
+                self.sent += 1;
+                self.underway.sent(self.sent, self.sent);
+            }
+        }
+
+        /// The broker acknowledges all that has left.
+        pub(in super::super::super) fn acknowledges(&mut self) {
+            for id in 1..=self.sent {
+                self.underway.acknowledged(id);
+            }
+            self.underway.settle(0);
         }
     }
 }

@@ -27,6 +27,8 @@ use tracing::{debug, info, warn};
 
 pub(super) use self::complaint::Complaint;
 use self::complaint::explain;
+#[cfg(test)]
+pub(super) use self::line::unplugged::Unplugged;
 use self::line::{Limits, Underway};
 pub(super) use self::line::{Line, Outgoing, REQUESTS, Unsent};
 use self::outage::{Outage, Verdict};
