@@ -324,7 +324,8 @@ impl Switchboard {
 
     /// The engine takes what waits next: ON or OFF.
     async fn switches(&mut self) -> bool {
-        let Some(Inbound::Switch { on, reply, .. }) = self.engine.recv().await else { panic!("another question") };
+        let asked = timeout(Duration::from_secs(10), self.engine.recv()).await.expect("the engine is asked");
+        let Some(Inbound::Switch { on, reply, .. }) = asked else { panic!("another question") };
         reply.send(Ok(())).unwrap();
         assert!(self.outcomes.recv().await.unwrap().outcome.is_ok());
         on
