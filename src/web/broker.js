@@ -37,7 +37,7 @@ export class Broker {
       this.#mqtt = new Mqtt(open(url), { client, ...this.#its.who(), filters: filters(), after, message, up: () => this.#up(), denied: (topic, code) => this.#denied(topic, code), ended: (why) => this.#ended(why) });
     } catch {
       // Mixed content: neither time nor a password helps.
-      this.#change({ is: 'barred', title: `This page came by https, so its broker needs wss, not ${url}`, detail: 'Print it anew with that address.' });
+      this.#change({ is: 'barred', title: `This page came by https, so its broker needs wss, not ${url}`, detail: 'Print it anew with a wss address.' });
     }
   }
 
