@@ -1,8 +1,8 @@
 # The words people and CI type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit browser camera-vm faults check fmt bench cross deb package-test on-device fuzz
-.PHONY: packages-run packages-test packages-bench packages-package
+.PHONY: help run build test unit browser camera-vm faults check fmt bench cross deb package-test board on-device fuzz
+.PHONY: packages-run packages-test packages-bench packages-package packages-board
 
 CARGO := cargo
 BROWSER := tests/browser
@@ -55,13 +55,17 @@ deb: ## the Debian package: make deb TARGET=aarch64, armv7 or native
 package-test: packages-package ## the package in a clean Debian: install, run, upgrade, remove, purge (as root)
 	tests/package/run "$$(cross/deb native)"
 
+board: packages-board ## the arm64 package as a service on an emulated board: camera, encoder, faults (as root; DEB=… if already built)
+	$(CARGO) build --locked
+	@deb="$(DEB)" && deb=$${deb:-$$(cross/deb aarch64)} && tests/board/chroot "$$deb" && tests/board/board "$$deb"
+
 on-device: ## what only a real board can show, over ssh: make on-device HOST=pi@raspberrypi.local
 	scripts/on-device $(HOST)
 
 fuzz: ## fuzz one target: make fuzz TARGET=wire SECONDS=60 (nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run $(or $(TARGET),wire) -- -max_total_time=$(or $(SECONDS),60)
 
-packages-run packages-test packages-bench packages-package:
+packages-run packages-test packages-bench packages-package packages-board:
 	@scripts/install-packages $(@:packages-%=%)
 
 $(BROWSER)/node_modules: $(BROWSER)/package-lock.json
