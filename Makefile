@@ -1,7 +1,7 @@
 # The words people and CI type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit browser camera-vm faults check fmt bench cross deb package-test board on-device fuzz
+.PHONY: help run build test unit browser camera-vm faults check fmt bench cross cross-all deb package-test board on-device fuzz
 .PHONY: packages-run packages-test packages-bench packages-package packages-board
 
 CARGO := cargo
@@ -49,11 +49,16 @@ bench: packages-bench ## what the product promises, measured beside its peers (h
 cross: ## the optimised program for a board: make cross TARGET=aarch64 (Raspberry Pi 3, 4, 5, Zero 2 W) or armv7
 	cross/build $(or $(TARGET),aarch64)
 
+cross-all: ## the optimised program for every board
+	cross/build aarch64
+	cross/build armv7
+
 deb: ## the Debian package: make deb TARGET=aarch64, armv7 or native
 	cross/deb $(or $(TARGET),native)
 
-package-test: packages-package ## the package in a clean Debian: install, run, upgrade, remove, purge (as root)
+package-test: packages-package packages-board ## packages in clean Debians: this machine's, and arm64's emulated; as root; QUICK=1: unoptimised
 	tests/package/run "$$(cross/deb native)"
+	tests/board/chroot "$$(cross/deb aarch64)"
 
 board: packages-board ## the arm64 package as a service on an emulated board: camera, encoder, faults (as root; DEB=… if already built)
 	$(CARGO) build --locked
