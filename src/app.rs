@@ -110,7 +110,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(telemetry::feed_watchdog(pulse, parts.watched(), stopping.cameras.clone()));
 
     info!(%page, media_port, "ready");
-    telemetry::ready(&format!("Page on http://{page}/"));
+    let address = format!("http://{page}/");
+    telemetry::ready(&address, &parts.watched());
+    tasks.spawn(telemetry::keep_status(address, parts.watched(), stopping.cameras.clone()));
     // Nobody is left to tell when stdout is closed.
     let _ = writeln!(io::stdout(), "edgecam: open {}", page_url(page));
 

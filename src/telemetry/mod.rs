@@ -14,7 +14,7 @@ use tokio::sync::watch;
 pub use self::health::{Health, Reasons};
 pub use self::log::{BadLevel, LogError, LogFormat, LogSettings, init};
 pub use self::metrics::Metrics;
-pub use self::systemd::{Progress, Pulse, feed_watchdog, ready, status, stopping};
+pub use self::systemd::{Progress, Pulse, feed_watchdog, keep_status, ready, stopping};
 use crate::core::camera::CameraStatus;
 use crate::core::counters::CameraCounters;
 use crate::core::signal::CameraId;

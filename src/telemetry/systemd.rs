@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
+use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{StreamExt, StreamMap};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -16,13 +18,33 @@ use super::WatchedCamera;
 use crate::core::camera::CameraState;
 use crate::core::counters::Count;
 
-/// Everything is up: listeners bound, parts started. `status` is one line for `systemctl status`.
-pub fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+/// Everything is up: listeners bound, parts started. A camera that fails keeps nobody from starting: `systemctl status` names
+/// it, as [`keep_status`] goes on to do. `page` is the page's address.
+pub fn ready(page: &str, cameras: &[WatchedCamera]) {
+    notify(&[NotifyState::Ready, NotifyState::Status(&status_line(page, cameras))]);
 }
 
-pub fn status(status: &str) {
-    notify(&[NotifyState::Status(status)]);
+/// Keeps the line of `systemctl status` true until `stopping`.
+pub async fn keep_status(page: String, cameras: Vec<WatchedCamera>, stopping: CancellationToken) {
+    let changes = cameras.iter().map(|camera| (camera.id.clone(), WatchStream::from_changes(camera.status.clone())));
+    let mut changes: StreamMap<_, _> = changes.collect();
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            Some(_) = changes.next() => notify(&[NotifyState::Status(&status_line(&page, &cameras))]),
+        }
+    }
+}
+
+/// Where the page is, and which cameras fail and why, in one line.
+fn status_line(page: &str, cameras: &[WatchedCamera]) -> String {
+    let mut line = format!("Page on {page}");
+    for camera in cameras {
+        if let CameraState::BackingOff { error, .. } = &camera.status.borrow().state {
+            line.push_str(&format!("; camera {} fails: {}", camera.id, error.replace('\n', " ")));
+        }
+    }
+    line
 }
 
 pub fn stopping() {
@@ -116,6 +138,14 @@ mod tests {
     use crate::core::signal::CameraId;
 
     const ALLOWED: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn the_status_names_the_cameras_that_fail_in_one_line() {
+        let failing = CameraState::BackingOff { error: "it was\nunplugged".into(), retry_in: Duration::from_secs(30) };
+        let cameras = [camera(CameraState::Running), camera(failing)];
+        let line = status_line("http://127.0.0.1:8080/", &cameras);
+        assert_eq!(line, "Page on http://127.0.0.1:8080/; camera front fails: it was unplugged");
+    }
 
     #[test]
     fn a_part_that_moves_is_not_stuck() {
