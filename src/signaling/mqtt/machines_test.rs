@@ -4,7 +4,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::super::super::access::Rule;
 use super::super::super::still::Stills;
-use super::super::MqttSettings;
 use super::super::broker::Unplugged;
 use super::super::tests::{front, links, message};
 use super::super::topics::Topics;
@@ -26,16 +25,7 @@ impl Device {
         let switched_off = watch::Sender::default();
         let stills = Stills::new(Arc::new(|_| Err("no decoder".into())), switched_off.subscribe());
         let links = Arc::new(super::super::Links { stills, ..links(Rule::Open, mpsc::channel(4).0) });
-        let settings = MqttSettings {
-            host: "broker".into(),
-            port: 1883,
-            tls: None,
-            username: String::new(),
-            password: String::new(),
-            prefix: "edgecam".into(),
-            home_assistant: None,
-            page_url: None,
-        };
+        let settings = super::super::tests::settings();
         let topics = Topics::new("edgecam", "frontdoor");
         let link = Link::new(links, topics, settings, mpsc::channel(1).0, mpsc::channel(1).0);
         let mut device = Self { link, broker: Unplugged::new(), switched_off };

@@ -365,7 +365,8 @@ async fn an_off_with_the_retain_flag_is_obeyed_and_an_on_is_not() {
     assert_eq!(board.dropped(MqttDrop::Retained), 1);
 }
 
-fn settings() -> MqttSettings {
+/// For the tests of every file of this link.
+pub(in crate::signaling::mqtt) fn settings() -> MqttSettings {
     MqttSettings {
         host: "broker".into(),
         port: 1883,

@@ -403,16 +403,7 @@ mod tests {
             counters: Arc::default(),
             cut: CancellationToken::new(),
         };
-        let settings = MqttSettings {
-            host: "broker.example.org".into(),
-            port: 1883,
-            tls: None,
-            username: String::new(),
-            password: String::new(),
-            prefix: "edgecam".into(),
-            home_assistant: None,
-            page_url: None,
-        };
+        let settings = super::super::tests::settings();
         let plan = Plan::beside(settings, "frontdoor", "test", Vec::new());
         let dialer = Dialer { plan, ends, terms: WillTerms::default(), told: Told::default() };
         let publish = |topic: &str, payload: &str| Publish::new(topic, QoS::AtLeastOnce, payload.to_owned(), None);
