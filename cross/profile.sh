@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR=$PWD/target
 export CARGO_PROFILE_RELEASE_DEBUG=line-tables-only CARGO_PROFILE_RELEASE_STRIP=none
 package=target/package
 if [ -n "${QUICK:-}" ]; then
-	# For tests of the package, not for boards: a third of the time, half of the speed; kept apart so that nobody ships it.
+	# For tests of the package, not for boards: sooner compiled, and slower; kept apart so that nobody ships it.
 	export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 	export CARGO_PROFILE_RELEASE_DEBUG=0
 	package=target/package-quick
