@@ -161,7 +161,7 @@ pub fn offer(bytes: &[u8]) {
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 static PEERS: LazyLock<PeerSettings> = LazyLock::new(|| PeerSettings {
-    candidates: vec![([192, 0, 2, 1], 8189).into()],
+    candidates: vec![edgecam::core::candidate::Candidate::host(([192, 0, 2, 1], 8189).into())],
     epoch: *START,
     lost_after: Duration::from_secs(30),
     #[allow(clippy::unwrap_used, reason = "without a certificate there is nothing to fuzz")]

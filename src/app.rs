@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::camera::{self, CameraSettings, still};
 use crate::config::Config;
-use crate::core::camera::{CameraState, CameraStatus, Demand, Switch};
+use crate::core::camera::{CameraState, CameraStatus, Demand, LowState, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters, ViewerCounters};
 use crate::core::sessions::SessionsSettings;
 use crate::core::signal::CameraId;
@@ -227,13 +227,13 @@ impl Parts {
 
 impl CameraPart {
     fn new(settings: &CameraSettings, is_on: bool) -> Self {
-        let demand = Demand { running: false, off: !is_on, bitrate: settings.encoder.max, keyframe: 0 };
+        let demand = Demand { running: false, off: !is_on, bitrate: settings.encoder.max, keyframe: 0, low: None };
         let counters = CameraCounters::default();
         counters.switched_off.set((!is_on).into());
         Self {
             id: settings.id.clone(),
             demand: watch::Sender::new(demand),
-            status: watch::Sender::new(CameraStatus { state: CameraState::Idle, stream: None }),
+            status: watch::Sender::new(CameraStatus { state: CameraState::Idle, stream: None, low: LowState::Closed }),
             switch: watch::Sender::new(Switch { on: is_on, unkept: None }),
             counters: Arc::new(counters),
         }

@@ -17,6 +17,7 @@ use crate::core::camera::{CameraState, CameraStatus, Demand};
 use crate::core::counters::{CameraCounters, ViewerCounters};
 use crate::core::demand::StillId;
 use crate::core::signal::{CameraId, ClientId, LinkId, RejectReason, Reply, Response, Signal};
+use crate::core::transmit::Transport;
 use crate::core::trigger::Event;
 use crate::hub::{Delivery, Hub};
 use crate::net::{MediaSocket, Outgoing, ReadBuffer};
@@ -99,7 +100,7 @@ impl Engine {
                 () = hub.changed() => rim.handle_units(&mut publisher, &hub),
                 received = rim.socket.receive(&mut buffer, |from, to, data| {
                     let send = &mut |out| rim.outgoing.send(&out, &rim.socket);
-                    publisher.handle_datagram(from, to, data, now(), send);
+                    publisher.handle_datagram(from, to, Transport::Udp, data, now(), send);
                 }) => {
                     failures = if received.is_ok() { 0 } else { failures + 1 };
                     if let Err(error) = received {
@@ -129,9 +130,9 @@ impl Engine {
 
 impl Rim {
     fn handle_units(&mut self, publisher: &mut Publisher, hub: &Hub) {
-        for (camera, Delivery { unit, encoded_at }) in hub.take() {
+        for (camera, rendition, Delivery { unit, encoded_at }) in hub.take() {
             let send = &mut |out| self.outgoing.send(&out, &self.socket);
-            publisher.handle_unit(&camera, &unit, now(), send);
+            publisher.handle_unit(&camera, rendition, &unit, now(), send);
             self.outgoing.flush(&self.socket);
             self.counters.send_delay.observe(now() - encoded_at);
         }

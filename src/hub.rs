@@ -7,16 +7,17 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use crate::core::access_unit::AccessUnit;
+use crate::core::camera::Rendition;
 use crate::core::signal::CameraId;
 
 /// Access units that may wait for the engine: two seconds' worth, so only a stuck engine fills it.
 const CAPACITY: usize = 64;
 
-/// The queues of all cameras. When one is full it is emptied and takes nothing until the next keyframe, so that no viewer
+/// The queues of all renditions. When one is full it is emptied and takes nothing until the next keyframe, so that no viewer
 /// is ever handed a picture whose reference is missing.
 #[derive(Debug)]
 pub struct Hub {
-    queues: Mutex<BTreeMap<CameraId, Queue>>,
+    queues: Mutex<BTreeMap<(CameraId, Rendition), Queue>>,
     bell: Notify,
 }
 
@@ -35,17 +36,19 @@ pub struct Delivery {
 
 impl Hub {
     pub fn new(cameras: impl IntoIterator<Item = CameraId>) -> Arc<Self> {
-        let queues = cameras.into_iter().map(|camera| (camera, Queue::default())).collect();
-        Arc::new(Self { queues: Mutex::new(queues), bell: Notify::new() })
+        let queues = cameras
+            .into_iter()
+            .flat_map(|camera| Rendition::ALL.map(|rendition| ((camera.clone(), rendition), Queue::default())));
+        Arc::new(Self { queues: Mutex::new(queues.collect()), bell: Notify::new() })
     }
 
     /// What a camera calls with each picture, on its own thread. Never waits longer than for a moment's lock.
-    pub fn sink(self: &Arc<Self>, camera: CameraId) -> Arc<dyn Fn(AccessUnit) + Send + Sync> {
+    pub fn sink(self: &Arc<Self>, camera: CameraId) -> Arc<dyn Fn(Rendition, AccessUnit) + Send + Sync> {
         let hub = self.clone();
-        Arc::new(move |unit| {
+        Arc::new(move |rendition, unit| {
             #[expect(clippy::disallowed_methods, reason = "here a picture enters from its thread: an edge")]
             let encoded_at = Instant::now();
-            hub.push(&camera, Delivery { unit, encoded_at });
+            hub.push(&(camera.clone(), rendition), Delivery { unit, encoded_at });
         })
     }
 
@@ -54,17 +57,18 @@ impl Hub {
         self.bell.notified().await;
     }
 
-    /// Everything that waits, each camera's in its order.
-    pub fn take(&self) -> Vec<(CameraId, Delivery)> {
+    /// Everything that waits, each rendition's in its order.
+    pub fn take(&self) -> Vec<(CameraId, Rendition, Delivery)> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        let all =
-            queues.iter_mut().flat_map(|(camera, queue)| queue.units.drain(..).map(|unit| (camera.clone(), unit)));
+        let all = queues.iter_mut().flat_map(|((camera, rendition), queue)| {
+            queue.units.drain(..).map(|unit| (camera.clone(), *rendition, unit))
+        });
         all.collect()
     }
 
-    fn push(&self, camera: &CameraId, delivery: Delivery) {
+    fn push(&self, from: &(CameraId, Rendition), delivery: Delivery) {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(queue) = queues.get_mut(camera) {
+        if let Some(queue) = queues.get_mut(from) {
             queue.push(delivery);
         }
         drop(queues);
@@ -99,7 +103,7 @@ mod tests {
     async fn the_bell_rings_for_what_was_pushed_before_anybody_listened() {
         let front = CameraId::new("front").unwrap();
         let hub = Hub::new([front.clone()]);
-        hub.sink(front)(unit(true));
+        hub.sink(front)(Rendition::High, unit(true));
         hub.changed().await;
         assert_eq!(hub.take().len(), 1);
     }
@@ -110,13 +114,13 @@ mod tests {
         let hub = Hub::new([front.clone()]);
         let sink = hub.sink(front);
         for _ in 0..=CAPACITY {
-            sink(unit(false));
+            sink(Rendition::High, unit(false));
         }
         assert_eq!(hub.take().len(), 0);
-        sink(unit(false));
-        sink(unit(true));
-        sink(unit(false));
-        let kinds: Vec<_> = hub.take().into_iter().map(|(_, delivery)| delivery.unit.is_keyframe).collect();
+        sink(Rendition::High, unit(false));
+        sink(Rendition::High, unit(true));
+        sink(Rendition::High, unit(false));
+        let kinds: Vec<_> = hub.take().into_iter().map(|(_, _, delivery)| delivery.unit.is_keyframe).collect();
         assert_eq!(kinds, [true, false]);
     }
 }

@@ -10,6 +10,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use crate::core::candidate::Candidate;
 use crate::core::counters::ViewerCounters;
 use crate::core::transmit::Transmit;
 
@@ -83,12 +84,11 @@ impl MediaSocket {
     }
 
     /// Where viewers can reach this socket, best first. Asked for each viewer, since interfaces come and go.
-    pub fn candidates(&mut self) -> Vec<SocketAddr> {
+    pub fn candidates(&mut self) -> Vec<Candidate> {
         self.own = self.interface_addresses();
-        if !self.settings.advertise.is_empty() {
-            return self.settings.advertise.clone();
-        }
-        self.own.clone()
+        let advertised = &self.settings.advertise;
+        let told = if advertised.is_empty() { &self.own } else { advertised };
+        told.iter().map(|&address| Candidate::host(address)).collect()
     }
 
     fn interface_addresses(&self) -> Vec<SocketAddr> {
@@ -321,6 +321,7 @@ impl Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::transmit::Transport;
 
     fn settings(advertise: Vec<SocketAddr>) -> MediaSettings {
         MediaSettings { udp_port: 0, interfaces: vec![], advertise, loopback: true }
@@ -337,6 +338,7 @@ mod tests {
             let transmit = Transmit {
                 from: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.port()),
                 to: receiver.local_addr().unwrap(),
+                transport: Transport::Udp,
                 data: vec![size as u8; size].as_slice().into(),
             };
             outgoing.send(&transmit, &socket);
@@ -369,7 +371,7 @@ mod tests {
         outgoing.backlog_bytes = 0;
         outgoing.batch = batch(1000);
         outgoing.put_by();
-        let transmit = Transmit { from, to, data: [8; 500].as_slice().into() };
+        let transmit = Transmit { from, to, transport: Transport::Udp, data: [8; 500].as_slice().into() };
         outgoing.send(&transmit, &socket);
         outgoing.flush(&socket);
         outgoing.drain(&socket);
@@ -390,14 +392,14 @@ mod tests {
         socket.receive(&mut buffer, |from, to, data| got.push((from, to, data.to_vec()))).await.unwrap();
         let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), socket.port());
         assert_eq!(got, [(viewer.local_addr().unwrap(), to, b"hello".to_vec())]);
-        assert!(socket.candidates().contains(&to));
+        assert!(socket.candidates().contains(&Candidate::host(to)));
     }
 
     #[tokio::test]
     async fn an_advertised_address_takes_the_place_of_the_interfaces() {
         let mut socket = MediaSocket::bind(settings(vec!["203.0.113.5:0".parse().unwrap()])).unwrap();
         let public = SocketAddr::from(([203, 0, 113, 5], socket.port()));
-        assert_eq!(socket.candidates(), [public]);
+        assert_eq!(socket.candidates(), [Candidate::host(public)]);
         assert_eq!(socket.candidate_for(Some(Ipv4Addr::LOCALHOST.into())), public);
     }
 }

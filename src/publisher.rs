@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info};
 
 use crate::core::access_unit::AccessUnit;
-use crate::core::camera::Demand;
+use crate::core::camera::{Demand, Rendition};
+use crate::core::candidate::Candidate;
 use crate::core::counters::ViewerCounters;
 use crate::core::demand::{StillId, Told};
 use crate::core::gop_ring::{Cursor, GopRing, Next};
@@ -18,7 +19,7 @@ use crate::core::pace::{Pace, Rate};
 use crate::core::sessions::{Output, PeerEvent, SessionId, Sessions, SessionsSettings};
 use crate::core::signal::{CameraId, ClientId, Correlation, RejectReason, Request, Response};
 use crate::core::thinning::Thinning;
-use crate::core::transmit::Transmit;
+use crate::core::transmit::{Transmit, Transport};
 use crate::core::trigger::{Event, Trigger};
 use crate::peer::{Answer, Peer, PeerSettings, Picture};
 
@@ -108,7 +109,7 @@ impl Publisher {
     }
 
     /// Where viewers who come from now on are told to reach us.
-    pub fn set_candidates(&mut self, candidates: Vec<SocketAddr>) {
+    pub fn set_candidates(&mut self, candidates: Vec<Candidate>) {
         self.settings.peers.candidates = candidates;
     }
 
@@ -162,7 +163,15 @@ impl Publisher {
     }
 
     /// A datagram that came `from` a viewer `to` one of our candidates.
-    pub fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, data: &[u8], now: Instant, send: Sender<'_>) {
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        transport: Transport,
+        data: &[u8],
+        now: Instant,
+        send: Sender<'_>,
+    ) {
         let known = match stun_username(data).and_then(|name| name.split(':').next()) {
             Some(ufrag) => self.by_ufrag.get(ufrag),
             None => self.by_address.get(&from),
@@ -175,7 +184,7 @@ impl Publisher {
                     return; // each would be one more candidate in our ICE agent, for good
                 }
             }
-            viewer.peer.handle_datagram(from, to, data, now);
+            viewer.peer.handle_datagram(from, to, transport, data, now);
             if let Some(lost) = viewer.peer.take_loss() {
                 viewer.thinning.handle_report(lost, now);
             }
@@ -185,8 +194,15 @@ impl Publisher {
     }
 
     /// A new picture of a camera, to everybody who watches it.
-    pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit, now: Instant, send: Sender<'_>) {
-        if !self.sessions.handle_unit(camera, unit, now) {
+    pub fn handle_unit(
+        &mut self,
+        camera: &CameraId,
+        rendition: Rendition,
+        unit: &AccessUnit,
+        now: Instant,
+        send: Sender<'_>,
+    ) {
+        if rendition != Rendition::High || !self.sessions.handle_unit(camera, unit, now) {
             return;
         }
         let Some(ring) = self.rings.get_mut(camera) else { return };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use edgecam::camera::{self, CameraSettings, EncoderSettings, Prefer, Source, still};
 use edgecam::core::access_unit::{AccessUnit, Bitrate};
 use edgecam::core::annex_b::{Contents, Sps};
-use edgecam::core::camera::{CameraState, CameraStatus, Demand, Stream};
+use edgecam::core::camera::{CameraState, CameraStatus, Demand, LowState, Stream};
 use edgecam::core::counters::CameraCounters;
 use edgecam::core::signal::CameraId;
 use tokio::sync::{mpsc, watch};
@@ -249,11 +249,12 @@ impl Camera {
             },
             controls: BTreeMap::new(),
         };
-        let nothing = Demand { running: false, off: false, bitrate: Bitrate::from_kbps(1000), keyframe: 0 };
+        let nothing = Demand { running: false, off: false, bitrate: Bitrate::from_kbps(1000), keyframe: 0, low: None };
         let (demand, wanted) = watch::channel(nothing);
-        let (status, seen) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
+        let (status, seen) =
+            watch::channel(CameraStatus { state: CameraState::Idle, stream: None, low: LowState::Closed });
         let (sender, units) = mpsc::channel(10_000);
-        let sink = Arc::new(move |unit| sender.try_send(unit).unwrap());
+        let sink = Arc::new(move |_, unit| sender.try_send(unit).unwrap());
         let counters = Arc::new(CameraCounters::default());
         let stopping = CancellationToken::new();
         let task = camera::run(settings, wanted, sink, status, Arc::clone(&counters), stopping.clone());

@@ -7,7 +7,9 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use edgecam::core::candidate::Candidate;
 use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Request, Signal};
+use edgecam::core::transmit::Transport;
 use edgecam::core::trigger::Action;
 use support::house::{House, front};
 use support::network::LinkSettings;
@@ -294,7 +296,7 @@ fn a_restart_is_answered_with_the_addresses_of_now() {
     let mut house = House::new(1);
     let ann = house.join(lan());
     house.run_for(S);
-    house.publisher.set_candidates(vec!["203.0.113.77:8189".parse().unwrap()]);
+    house.publisher.set_candidates(vec![Candidate::host("203.0.113.77:8189".parse().unwrap())]);
     let roamed = house.viewers[ann].viewer.address;
     house.restart(ann, roamed);
     let Some(Reply::Answer { sdp }) = house.viewers[ann].replies.last() else { panic!("no answer") };
@@ -312,7 +314,7 @@ fn random_datagrams_do_no_harm() {
     for _ in 0..2000 {
         let data: Vec<u8> = (0..random.random_range(0..200)).map(|_| random.random()).collect();
         let now = house.now;
-        house.publisher.handle_datagram(theirs, ours, &data, now, &mut drop);
+        house.publisher.handle_datagram(theirs, ours, Transport::Udp, &data, now, &mut drop);
     }
     let before = pictures(&house, ann);
     house.run_for(S);

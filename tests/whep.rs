@@ -7,7 +7,7 @@ mod door;
 use std::time::Duration;
 
 use door::{Answer, Door, PWD, Plan, UFRAG, offer, silent, stream, token};
-use edgecam::core::camera::{CameraState, CameraStatus};
+use edgecam::core::camera::{CameraState, CameraStatus, LowState};
 use edgecam::core::signal::{CloseReason, Reply, Signal};
 use edgecam::signaling::LinkSettings;
 use tokio::io::AsyncWriteExt;
@@ -314,7 +314,7 @@ async fn cameras_are_listed_with_what_they_are_doing() {
     assert!(idle["cameras"][0]["width"].is_null() && idle["cameras"][0]["error"].is_null());
 
     let state = CameraState::BackingOff { error: "unplugged".into(), retry_in: Duration::from_secs(4) };
-    device.cameras[0].send(CameraStatus { state, stream: Some(stream()) }).unwrap();
+    device.cameras[0].send(CameraStatus { state, stream: Some(stream()), low: LowState::Closed }).unwrap();
     let failed = &device.call("GET", "/api/cameras", &[], "").await.json()["cameras"][0];
     assert_eq!((&failed["state"], &failed["error"]), (&"failed".into(), &"unplugged".into()));
     assert_eq!((failed["retry_in_ms"].as_u64(), failed["width"].as_u64()), (Some(4000), Some(1280)));

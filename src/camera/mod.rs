@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use crate::core::access_unit::{AccessUnit, Bitrate};
-use crate::core::camera::{CameraStatus, Demand, Stream};
+use crate::core::camera::{CameraStatus, Demand, Rendition, Stream};
 use crate::core::counters::CameraCounters;
 use crate::core::signal::CameraId;
 
@@ -110,7 +110,7 @@ pub enum Prefer {
 }
 
 /// Takes each access unit as it comes, on the source's own thread. Never waits.
-pub type Sink = Arc<dyn Fn(AccessUnit) + Send + Sync>;
+pub type Sink = Arc<dyn Fn(Rendition, AccessUnit) + Send + Sync>;
 
 /// A source of access units that is open. They go to the [`Feed`] it was opened with, from a thread of its own.
 ///
@@ -176,7 +176,7 @@ impl Feed {
         self.counters.bytes_captured.add(data.len() as u64);
         self.counters.keyframes_captured.add(u64::from(is_keyframe));
         *self.last_unit.lock().unwrap_or_else(PoisonError::into_inner) = now();
-        (self.sink)(AccessUnit { captured_at, is_keyframe, data });
+        (self.sink)(Rendition::High, AccessUnit { captured_at, is_keyframe, data });
     }
 
     /// How long ago the last picture came.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info, warn};
 
 use super::{EncoderSettings, Feed, Open, Opened, Sink, SourceError, VideoSource, now};
-use crate::core::camera::{CameraState, CameraStatus, Demand, Stream};
+use crate::core::camera::{CameraState, CameraStatus, Demand, LowState, Stream};
 use crate::core::capture::{Capture, Patience, Step};
 use crate::core::counters::CameraCounters;
 
@@ -61,7 +61,7 @@ impl CameraTask {
         stopping: CancellationToken,
     ) -> Self {
         let start = now();
-        let nothing = Demand { running: false, off: false, bitrate: encoder.max, keyframe: 0 };
+        let nothing = Demand { running: false, off: false, bitrate: encoder.max, keyframe: 0, low: None };
         let patience = Patience { linger, stall_after: STALL_AFTER, well_after: WELL_AFTER };
         Self {
             opener,
@@ -247,7 +247,7 @@ impl CameraTask {
     }
 
     fn publish(&self) {
-        let new = CameraStatus { state: self.capture.state(now()), stream: self.stream.clone() };
+        let new = CameraStatus { state: self.capture.state(now()), stream: self.stream.clone(), low: LowState::Closed };
         self.status.send_if_modified(|status| {
             let changed = status.stream != new.stream || !is_same(&status.state, &new.state);
             if changed {
@@ -311,7 +311,13 @@ mod tests {
         rig.want(true);
         rig.reaches(&CameraState::Running).await;
         for (kbps, keyframe) in [(1000, 1), (1000, 1), (500, 1), (500, 3), (90_000, 3), (1, 3)] {
-            rig.demand.send_replace(Demand { running: true, off: false, bitrate: Bitrate::from_kbps(kbps), keyframe });
+            rig.demand.send_replace(Demand {
+                running: true,
+                off: false,
+                bitrate: Bitrate::from_kbps(kbps),
+                keyframe,
+                low: None,
+            });
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let expected = ["open at 1000 kbit/s", "keyframe", "500 kbit/s", "keyframe", "2000 kbit/s", "100 kbit/s"];
@@ -470,12 +476,13 @@ mod tests {
                 keyframe_interval: Duration::from_secs(2),
             };
             let (demand, wanted) =
-                watch::channel(Demand { running: false, off: false, bitrate: kbps(1000), keyframe: 0 });
-            let (status, seen) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
+                watch::channel(Demand { running: false, off: false, bitrate: kbps(1000), keyframe: 0, low: None });
+            let (status, seen) =
+                watch::channel(CameraStatus { state: CameraState::Idle, stream: None, low: LowState::Closed });
             let counters = Arc::new(CameraCounters::default());
             let opener = Arc::new(FakeOpener(Arc::clone(&device)));
             let stopping = CancellationToken::new();
-            let sink: Sink = Arc::new(|_| {});
+            let sink: Sink = Arc::new(|_, _| {});
             let task = CameraTask::new(opener, LINGER, encoder, sink, status, Arc::clone(&counters), stopping.clone());
             #[expect(clippy::disallowed_methods, reason = "the test waits for the task itself")]
             let task = tokio::spawn(task.run(wanted));

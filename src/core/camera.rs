@@ -4,6 +4,27 @@ use std::time::Duration;
 
 use super::access_unit::Bitrate;
 
+/// One encoded version of a camera. There are never more, whatever the number of viewers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rendition {
+    /// What the configuration asks of the camera.
+    High,
+    /// Fewer pixels and bits, for viewers whose network cannot carry the other; encoded only while one of them needs it.
+    Low,
+}
+
+impl Rendition {
+    pub const ALL: [Self; 2] = [Self::High, Self::Low];
+
+    /// The stable word for programs.
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Low => "low",
+        }
+    }
+}
+
 /// What the viewers need of a camera now. The latest wish counts; nothing is queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
@@ -12,6 +33,16 @@ pub struct Demand {
     pub off: bool,
     pub bitrate: Bitrate,
     /// Counts up; higher than last time: a keyframe is wanted.
+    pub keyframe: u64,
+    /// `None`: nobody needs the low rendition, and its encoder is closed.
+    pub low: Option<LowDemand>,
+}
+
+/// What the viewers of the low rendition need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LowDemand {
+    pub bitrate: Bitrate,
+    /// Counts up over the life of the camera, as [`Demand::keyframe`] does.
     pub keyframe: u64,
 }
 
@@ -36,6 +67,22 @@ pub struct CameraStatus {
     pub state: CameraState,
     /// What was chosen when the camera was opened last; kept while it is closed.
     pub stream: Option<Stream>,
+    pub low: LowState,
+}
+
+/// What became of the low rendition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LowState {
+    /// Not asked for, or not there yet.
+    Closed,
+    Open {
+        width: u32,
+        height: u32,
+        /// The encoder's name in GStreamer.
+        encoder: String,
+    },
+    /// This camera cannot have one, for this reason in words for the owner: nobody waits for it.
+    Unavailable { reason: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

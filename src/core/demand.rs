@@ -99,7 +99,7 @@ struct Still {
 
 impl Camera {
     pub(super) fn new(settings: ViewedCamera, is_on: bool, keyframe_gap: Duration) -> Self {
-        let demand = Demand { running: false, off: !is_on, bitrate: settings.bitrate, keyframe: 0 };
+        let demand = Demand { running: false, off: !is_on, bitrate: settings.bitrate, keyframe: 0, low: None };
         Self {
             settings,
             viewers: 0,

@@ -14,7 +14,7 @@ use crate::camera::device::{self, Device, Node, Role};
 use crate::camera::input::{self, Encoding, Wanted};
 use crate::camera::{self, CameraSettings, Sink, Source};
 use crate::config::Config;
-use crate::core::camera::{CameraState, CameraStatus, Demand};
+use crate::core::camera::{CameraState, CameraStatus, Demand, LowState};
 use crate::probe::daemon;
 use crate::signaling::access::Rule;
 use crate::signaling::token::{self, Grant, Permission};
@@ -102,10 +102,11 @@ fn is_streamed(settings: &CameraSettings) -> bool {
 
 /// Runs the camera as the daemon does until it runs, which it does with its first picture, or fails.
 async fn try_out(settings: CameraSettings) -> PictureFacts {
-    let sink: Sink = Arc::new(|_| {});
-    let demand = Demand { running: true, off: false, bitrate: settings.encoder.max, keyframe: 0 };
+    let sink: Sink = Arc::new(|_, _| {});
+    let demand = Demand { running: true, off: false, bitrate: settings.encoder.max, keyframe: 0, low: None };
     let (_demand, demand) = watch::channel(demand);
-    let (status, mut seen) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
+    let (status, mut seen) =
+        watch::channel(CameraStatus { state: CameraState::Idle, stream: None, low: LowState::Closed });
     let stopping = CancellationToken::new();
     let running = camera::run(settings, demand, sink, status, Arc::default(), stopping.clone());
     let mut outcome = PictureFacts::Silent(PATIENCE);

@@ -31,10 +31,11 @@ use self::feedback::{Feedback, Heard};
 use self::history::{History, Repeat};
 use self::sdp::RemoteCandidate;
 use self::stream::{PLAYOUT_DELAY_URI, Stream};
+use crate::core::candidate::Candidate;
 use crate::core::counters::ViewerCounters;
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
-use crate::core::transmit::Transmit;
+use crate::core::transmit::{Transmit, Transport};
 
 pub use self::picture::Picture;
 pub use self::setup::{Identity, IdentityError, PeerSettings};
@@ -54,7 +55,7 @@ pub struct Answer {
 pub struct Peer {
     connection: RTCPeerConnection,
     sender: RTCRtpSenderId,
-    candidates: Vec<SocketAddr>,
+    candidates: Vec<Candidate>,
     feedback: Feedback,
     stream: Stream,
     history: History,
@@ -100,7 +101,7 @@ impl Peer {
     }
 
     /// Answers an offer with new ICE credentials. Pictures stop until the new path stands: the library gives up the old one.
-    pub fn restart(&mut self, offer: &str, candidates: &[SocketAddr], now: Instant) -> Result<Answer, RejectReason> {
+    pub fn restart(&mut self, offer: &str, candidates: &[Candidate], now: Instant) -> Result<Answer, RejectReason> {
         sdp::read_offer(offer)?;
         self.candidates = candidates.to_vec();
         self.checked = 0;
@@ -120,9 +121,19 @@ impl Peer {
             .map_err(|error| RejectReason::BadCandidate(error.to_string()))
     }
 
-    pub fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, data: &[u8], now: Instant) {
-        let transport =
-            TransportContext { local_addr: to, peer_addr: from, transport_protocol: TransportProtocol::UDP, ecn: None };
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        transport: Transport,
+        data: &[u8],
+        now: Instant,
+    ) {
+        let transport_protocol = match transport {
+            Transport::Udp => TransportProtocol::UDP,
+            Transport::Tcp => TransportProtocol::TCP,
+        };
+        let transport = TransportContext { local_addr: to, peer_addr: from, transport_protocol, ecn: None };
         if let Err(error) = self.connection.handle_read(TaggedBytesMut { now, transport, message: data.into() }) {
             debug!(%error, "datagram not taken");
         }
@@ -167,7 +178,11 @@ impl Peer {
 
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         let TaggedBytesMut { transport, message, .. } = self.connection.poll_write()?;
-        Some(Transmit { from: transport.local_addr, to: transport.peer_addr, data: message })
+        let carried_by = match transport.transport_protocol {
+            TransportProtocol::TCP => Transport::Tcp,
+            _ => Transport::Udp,
+        };
+        Some(Transmit { from: transport.local_addr, to: transport.peer_addr, transport: carried_by, data: message })
     }
 
     pub fn poll_event(&mut self) -> Option<PeerEvent> {
@@ -194,8 +209,8 @@ impl Peer {
         let (offer, candidates) = sdp::take_candidates(offer)?;
         let offer = RTCSessionDescription::offer(offer).map_err(unusable)?;
         self.connection.set_remote_description(now, offer).map_err(unusable)?;
-        for (index, &address) in self.candidates.iter().enumerate() {
-            let candidate = sdp::candidate_line(index, address);
+        for (index, candidate) in self.candidates.iter().enumerate() {
+            let candidate = sdp::candidate_line(index, candidate);
             let candidate = RTCIceCandidateInit { candidate, ..Default::default() };
             self.connection.add_local_candidate(candidate).map_err(unusable)?;
         }

@@ -1,7 +1,6 @@
 //! What edgecam reads in an offer and puts right in an answer. Everything else in SDP is `rtc`'s business.
 
-use std::net::SocketAddr;
-
+use crate::core::candidate::Candidate;
 use crate::core::signal::RejectReason;
 
 /// Sections more than this are no offer of a viewer.
@@ -91,7 +90,7 @@ pub(super) fn ice_ufrag(sdp: &str) -> Option<&str> {
 ///
 /// `rtc` lists them in the first section, refused or not, and once more for RTCP; GStreamer 1.22 turns an answer down
 /// whose only candidates stand in a refused section. `None`: every section is refused.
-pub(super) fn place_candidates(answer: &str, candidates: &[SocketAddr]) -> Option<String> {
+pub(super) fn place_candidates(answer: &str, candidates: &[Candidate]) -> Option<String> {
     let mut out = String::with_capacity(answer.len() + 96 * candidates.len());
     let mut placed = false;
     for section in sections(answer) {
@@ -104,9 +103,9 @@ pub(super) fn place_candidates(answer: &str, candidates: &[SocketAddr]) -> Optio
         let accepted = section[0].starts_with("m=") && section[0].split(' ').nth(1) != Some("0");
         if accepted && !placed {
             placed = true;
-            for (index, &address) in candidates.iter().enumerate() {
+            for (index, candidate) in candidates.iter().enumerate() {
                 out.push_str("a=");
-                out.push_str(&candidate_line(index, address));
+                out.push_str(&candidate_line(index, candidate));
                 out.push_str("\r\n");
             }
             out.push_str("a=end-of-candidates\r\n");
@@ -116,7 +115,8 @@ pub(super) fn place_candidates(answer: &str, candidates: &[SocketAddr]) -> Optio
 }
 
 /// A host candidate (RFC 8839, section 5.1); the earlier in our list, the higher its priority (RFC 8445, section 5.1.2.1).
-pub(super) fn candidate_line(index: usize, address: SocketAddr) -> String {
+pub(super) fn candidate_line(index: usize, candidate: &Candidate) -> String {
+    let address = candidate.address;
     const HOST_TYPE_PREFERENCE: u32 = 126;
     let local_preference = 65535 - u32::try_from(index).unwrap_or(65535).min(65535);
     let priority = (HOST_TYPE_PREFERENCE << 24) | (local_preference << 8) | 255;
@@ -269,7 +269,7 @@ mod tests {
     fn candidates_stand_in_the_first_accepted_section_only() {
         let answer = "v=0\r\nm=audio 0 X 0\r\na=candidate:1 1 udp 1 10.0.0.1 1 typ host\r\na=end-of-candidates\r\n\
             m=video 9 X 108\r\na=mid:1\r\n";
-        let placed = place_candidates(answer, &["192.0.2.1:8189".parse().unwrap()]);
+        let placed = place_candidates(answer, &[Candidate::host("192.0.2.1:8189".parse().unwrap())]);
         assert_eq!(
             placed.unwrap(),
             "v=0\r\nm=audio 0 X 0\r\nm=video 9 X 108\r\na=mid:1\r\n\

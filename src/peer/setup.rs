@@ -1,6 +1,5 @@
 //! How a connection is built: exactly one codec, one certificate, fast checks, our own ears.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use rtc::shared::error::{Error, Result};
 use super::feedback::Feedback;
 use super::sdp::VideoOffer;
 use super::stream::{PLAYOUT_DELAY_URI, Stream};
+use crate::core::candidate::Candidate;
 
 /// Checks go out as often as this until one succeeds; the library's 200 ms would be seen in every first picture.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
@@ -35,7 +35,7 @@ const CONSENT_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct PeerSettings {
     /// Where viewers can reach the media socket; goes into each answer, best first.
-    pub candidates: Vec<SocketAddr>,
+    pub candidates: Vec<Candidate>,
     /// Where the stream's clock counts from.
     pub epoch: Instant,
     /// A viewer who answered no consent check for so long is gone (RFC 7675, section 5.1: 30 s).

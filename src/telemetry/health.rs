@@ -88,7 +88,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::core::camera::CameraStatus;
+    use crate::core::camera::{CameraStatus, LowState};
     use crate::core::counters::CameraCounters;
     use crate::core::signal::CameraId;
 
@@ -125,7 +125,7 @@ mod tests {
     async fn ask(states: &[CameraState], reported: &[&'static str]) -> (u16, String) {
         let camera = |state: &CameraState| WatchedCamera {
             id: CameraId::new("garden").unwrap(),
-            status: watch::channel(CameraStatus { state: state.clone(), stream: None }).1,
+            status: watch::channel(CameraStatus { state: state.clone(), stream: None, low: LowState::Closed }).1,
             counters: Arc::new(CameraCounters::default()),
         };
         let reasons = Reasons::default();

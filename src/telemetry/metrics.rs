@@ -234,7 +234,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::core::camera::{CameraState, CameraStatus};
+    use crate::core::camera::{CameraState, CameraStatus, LowState};
     use crate::core::signal::CameraId;
 
     #[test]
@@ -322,7 +322,7 @@ mod tests {
         viewers.nacks_received.add(7);
         let camera = WatchedCamera {
             id: CameraId::new("front").unwrap(),
-            status: watch::channel(CameraStatus { state: CameraState::Running, stream: None }).1,
+            status: watch::channel(CameraStatus { state: CameraState::Running, stream: None, low: LowState::Closed }).1,
             counters: Arc::new(counters),
         };
         let links = LinkCounters::default();

@@ -133,7 +133,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::core::camera::CameraStatus;
+    use crate::core::camera::{CameraStatus, LowState};
     use crate::core::counters::CameraCounters;
     use crate::core::signal::CameraId;
 
@@ -219,7 +219,7 @@ mod tests {
     fn camera(state: CameraState) -> WatchedCamera {
         WatchedCamera {
             id: CameraId::new("front").unwrap(),
-            status: watch::channel(CameraStatus { state, stream: None }).1,
+            status: watch::channel(CameraStatus { state, stream: None, low: LowState::Closed }).1,
             counters: Arc::new(CameraCounters::default()),
         }
     }

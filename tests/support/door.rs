@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgecam::core::access_unit::AccessUnit;
-use edgecam::core::camera::{CameraState, CameraStatus, Stream, Switch};
+use edgecam::core::camera::{CameraState, CameraStatus, LowState, Stream, Switch};
 use edgecam::core::counters::LinkCounters;
 use edgecam::core::signal::{Address, CameraId, CloseReason, RejectReason, Reply, Request, Response, Signal};
 use edgecam::core::trigger::Event;
@@ -293,7 +293,8 @@ fn keyframe() -> AccessUnit {
 type Board = (watch::Sender<CameraStatus>, (watch::Sender<Switch>, CameraBoard));
 
 fn board(name: &str) -> Board {
-    let (sender, status) = watch::channel(CameraStatus { state: CameraState::Idle, stream: None });
+    let (sender, status) =
+        watch::channel(CameraStatus { state: CameraState::Idle, stream: None, low: LowState::Closed });
     let id = CameraId::new(name).unwrap();
     let (switching, switch) = watch::channel(Switch::default());
     (sender, (switching, CameraBoard { id, max_viewers: 8, status, switch, counters: Arc::default() }))

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use edgecam::core::access_unit::{AccessUnit, Bitrate};
-use edgecam::core::camera::Demand;
+use edgecam::core::camera::{Demand, Rendition};
+use edgecam::core::candidate::Candidate;
 use edgecam::core::counters::ViewerCounters;
 use edgecam::core::demand::StillId;
 use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
 use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, RejectReason, Reply, Request, SessionName, Signal};
-use edgecam::core::transmit::Transmit;
+use edgecam::core::transmit::{Transmit, Transport};
 use edgecam::core::trigger::{Action, Event, Trigger};
 use edgecam::peer::{Identity, PeerSettings};
 use edgecam::publisher::{Effect, Publisher, PublisherSettings};
@@ -105,7 +106,7 @@ impl House {
                 keyframe_gap: Duration::from_millis(500),
             },
             peers: PeerSettings {
-                candidates: vec![camera_address()],
+                candidates: vec![Candidate::host(camera_address())],
                 epoch: now,
                 lost_after: Duration::from_secs(30),
                 identity: Identity::generate().unwrap(),
@@ -116,7 +117,7 @@ impl House {
             counters,
             now,
             viewers: Vec::new(),
-            demand: Demand { running: false, off: false, bitrate, keyframe: 0 },
+            demand: Demand { running: false, off: false, bitrate, keyframe: 0, low: None },
             events: Vec::new(),
             stills: Vec::new(),
             plugged: true,
@@ -184,7 +185,7 @@ impl House {
     pub fn picture_comes(&mut self, captured_at: Instant) {
         let unit = AccessUnit { captured_at, is_keyframe: true, data: picture(true) };
         let mut sent = Vec::new();
-        self.publisher.handle_unit(&front(), &unit, self.now, &mut |out| sent.push(out));
+        self.publisher.handle_unit(&front(), Rendition::High, &unit, self.now, &mut |out| sent.push(out));
         self.launch(sent);
         self.carry_out();
     }
@@ -236,7 +237,9 @@ impl House {
         while self.flights.peek().is_some_and(|Reverse(flight)| flight.arrives <= now) {
             let Some(Reverse(flight)) = self.flights.pop() else { break };
             if flight.to == camera_address() {
-                self.publisher.handle_datagram(flight.from, flight.to, &flight.data, now, &mut |out| sent.push(out));
+                self.publisher.handle_datagram(flight.from, flight.to, Transport::Udp, &flight.data, now, &mut |out| {
+                    sent.push(out)
+                });
             } else if let Some(seat) =
                 self.viewers.iter_mut().find(|seat| !seat.dead && seat.viewer.address == flight.to)
             {
@@ -267,7 +270,7 @@ impl House {
         self.captured += 1;
         self.keyframes_captured += u64::from(is_keyframe);
         let unit = AccessUnit { captured_at: self.now, is_keyframe, data: picture(is_keyframe) };
-        self.publisher.handle_unit(&front(), &unit, self.now, &mut |out| sent.push(out));
+        self.publisher.handle_unit(&front(), Rendition::High, &unit, self.now, &mut |out| sent.push(out));
         // A camera is said to be open after its first picture.
         if self.captured == 1 {
             self.publisher.handle_camera_back(&front(), self.now, &mut |out| sent.push(out));
@@ -306,7 +309,7 @@ impl House {
     }
 
     fn launch(&mut self, sent: Vec<Transmit>) {
-        for Transmit { from, to, data } in sent {
+        for Transmit { from, to, data, .. } in sent {
             let Some(seat) = self.viewers.iter_mut().find(|seat| seat.viewer.address == to) else { continue };
             seat.bytes_down += data.len();
             if let Some(arrives) = seat.down.carry(data.len(), self.now) {

@@ -133,7 +133,7 @@ struct Camera {
 impl Camera {
     fn open(kind: Kind, bitrate: Bitrate, keyframe_interval: Duration) -> Self {
         let (sender, units) = sync_channel(1000);
-        let sink = Arc::new(move |unit| sender.try_send(unit).unwrap());
+        let sink = Arc::new(move |_, unit| sender.try_send(unit).unwrap());
         let settings = EncodeSettings { picture: PICTURE, bitrate, keyframe_interval };
         let plan = Plan { capture: CapturePlan::Test(PICTURE), encoder: Some((kind, settings)) };
         let pipeline = Pipeline::open(&plan, Feed::to(sink), &CancellationToken::new()).unwrap();

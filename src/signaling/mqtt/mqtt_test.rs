@@ -11,7 +11,7 @@ use super::super::token::{Grant, Permission, TokenKey, mint};
 use super::super::{CameraBoard, LinkSettings, Stills};
 use super::viewers::Verdict;
 use super::*;
-use crate::core::camera::{CameraState, CameraStatus, Stream, Switch};
+use crate::core::camera::{CameraState, CameraStatus, LowState, Stream, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters};
 use crate::core::signal::{CloseReason, Correlation, Signal};
 use crate::core::trigger::Happening;
@@ -104,7 +104,12 @@ fn board() -> CameraBoard {
     CameraBoard {
         id: front(),
         max_viewers: 8,
-        status: watch::channel(CameraStatus { state: CameraState::Running, stream: Some(stream) }).1,
+        status: watch::channel(CameraStatus {
+            state: CameraState::Running,
+            stream: Some(stream),
+            low: LowState::Closed,
+        })
+        .1,
         switch: watch::channel(Switch::default()).1,
         counters: Arc::<CameraCounters>::default(),
     }

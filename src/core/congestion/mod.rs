@@ -1,0 +1,75 @@
+//! What one viewer's network carries, told from what was sent and what came of it.
+
+use std::time::{Duration, Instant};
+
+use super::access_unit::Bitrate;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CongestionSettings {
+    /// Thought of a viewer of whom nothing is known yet.
+    pub start: Bitrate,
+    pub least: Bitrate,
+    pub most: Bitrate,
+}
+
+/// One line of transport-wide feedback (draft-holmer-rmcat-transport-wide-cc-extensions-01).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The packet's transport-wide number, unwrapped: it never repeats in the life of a viewer.
+    pub number: u64,
+    /// On the viewer's clock, whose zero is nobody's business; `None`: it did not arrive.
+    pub at: Option<Duration>,
+}
+
+/// A burst that shows whether the network carries more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub id: u32,
+    pub rate: Bitrate,
+    /// To be sent at `rate`: packets of the stream, filled up with repeats of old ones.
+    pub bytes: usize,
+}
+
+#[derive(Debug)]
+pub struct Congestion {
+    estimate: Bitrate,
+}
+
+impl Congestion {
+    pub fn new(settings: CongestionSettings, _now: Instant) -> Self {
+        Self { estimate: settings.start }
+    }
+
+    /// More than this is of no use to the viewer now: it is not probed for.
+    pub fn set_wanted(&mut self, _wanted: Bitrate) {}
+
+    /// A packet left: stream, repeat or padding. `bytes` with all headers down to IP. `probe`: it is part of that one.
+    pub fn handle_sent(&mut self, _number: u64, _bytes: usize, _probe: Option<u32>, _now: Instant) {}
+
+    /// One feedback packet, in the order of its numbers.
+    pub fn handle_feedback(&mut self, _arrivals: &[Arrival], _now: Instant) {}
+
+    /// The viewer's own estimate (draft-alvestrand-rmcat-remb-03), for those without transport-wide feedback.
+    pub fn handle_remb(&mut self, _estimate: Bitrate, _now: Instant) {}
+
+    /// A receiver report (RFC 3550, section 6.4.1): the part of the packets lost, 0 to 1, and the round trip where it shows.
+    pub fn handle_report(&mut self, _fraction_lost: f32, _round_trip: Option<Duration>, _now: Instant) {}
+
+    /// The path is another one from here on.
+    pub fn handle_new_path(&mut self, _now: Instant) {}
+
+    pub fn handle_timeout(&mut self, _now: Instant) {}
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+
+    /// A probe to begin now.
+    pub fn poll_probe(&mut self, _now: Instant) -> Option<Probe> {
+        None
+    }
+
+    pub fn estimate(&self) -> Bitrate {
+        self.estimate
+    }
+}
