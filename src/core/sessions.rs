@@ -20,6 +20,13 @@ use super::trigger::Trigger;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(u64);
 
+impl SessionId {
+    #[cfg(test)]
+    pub(super) fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct SessionsSettings {
     pub cameras: Vec<ViewedCamera>,

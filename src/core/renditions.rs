@@ -1,0 +1,324 @@
+//! Which rendition each viewer of a camera gets, and at how many bits a second each is encoded.
+//!
+//! ```text
+//!   estimates ─▶ usable rate of each viewer ─▶ who is healthy? ─▶ high: as much as the slowest healthy viewer carries
+//!                                                     │
+//!                                                     └ no ─────▶ low: as much as the slowest of these carries
+//! ```
+//! Down is quick, up is slow: a viewer is moved down when its network is too slow for a moment, up when it was good for a
+//! while, and each time that this turns out wrong the next try waits longer. There are two encoders at most.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::access_unit::Bitrate;
+use super::camera::Rendition;
+use super::figures::Quality;
+use super::sessions::SessionId;
+
+/// Of an estimate, this part goes into pictures; the rest is for headers, repeats and an encoder that does not hit its mark.
+const USABLE: f64 = 0.9;
+/// A viewer that carries less than this part of what another could have would cost that one too much.
+const DRAG: f64 = 0.5;
+/// So long too slow, and a viewer is moved down. Until then it costs the others nothing either.
+const DOWN_AFTER: Duration = Duration::from_millis(700);
+/// So long good by this much more than it needs, and a viewer is moved up.
+const UP_AFTER: Duration = Duration::from_secs(4);
+const UP_MARGIN: f64 = 1.25;
+/// After a move down the next one up waits at least so long; twice that when the last one up was a mistake.
+const FIRST_STAY: Duration = Duration::from_secs(8);
+const LONGEST_STAY: Duration = Duration::from_secs(120);
+/// A viewer that stayed up for so long was rightly moved up.
+const PROVEN_AFTER: Duration = Duration::from_secs(60);
+/// Encoders take new rates in steps of this (V4L2 encoders do), and need time between them to settle.
+const STEP_KBPS: u32 = 25;
+const RAISE_AFTER: Duration = Duration::from_millis(500);
+/// Less than this is not worth a change upwards.
+const LEAST_RAISE: f64 = 0.05;
+/// The low encoder is kept for so long after its last viewer left it.
+const LOW_LINGER: Duration = Duration::from_secs(5);
+
+/// Least and most bits a second of one rendition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub least: Bitrate,
+    pub most: Bitrate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RenditionsSettings {
+    pub high: Range,
+    /// `None`: the owner wants no second rendition.
+    pub low: Option<Range>,
+}
+
+/// What is to be encoded, and who is to be moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub high: Bitrate,
+    /// `None`: nobody needs it.
+    pub low: Option<Bitrate>,
+    pub moves: Vec<(SessionId, Rendition)>,
+}
+
+#[derive(Debug)]
+pub struct Renditions {
+    settings: RenditionsSettings,
+    viewers: BTreeMap<SessionId, Seat>,
+    /// The camera cannot have a low rendition now.
+    is_low_impossible: bool,
+    high: Level,
+    low: Level,
+    low_needed_at: Option<Instant>,
+}
+
+/// The bitrate of one rendition, and when it was changed last.
+#[derive(Debug)]
+struct Level {
+    bitrate: Bitrate,
+    changed_at: Option<Instant>,
+}
+
+/// One viewer's place.
+#[derive(Debug)]
+struct Seat {
+    quality: Quality,
+    rendition: Rendition,
+    /// `None`: nothing is known of its network, and it is not asked about it.
+    estimate: Option<Bitrate>,
+    /// Since when its network is too slow for the high rendition, or good enough for it.
+    too_slow_since: Option<Instant>,
+    good_since: Option<Instant>,
+    moved_at: Option<Instant>,
+    stay: Duration,
+}
+
+impl Renditions {
+    pub fn new(settings: RenditionsSettings) -> Self {
+        let level = |bitrate| Level { bitrate, changed_at: None };
+        Self {
+            settings,
+            viewers: BTreeMap::new(),
+            is_low_impossible: false,
+            high: level(settings.high.most),
+            low: level(settings.low.map_or(settings.high.least, |low| low.most)),
+            low_needed_at: None,
+        }
+    }
+
+    /// A viewer is connected. It begins with what it asks for.
+    pub fn join(&mut self, viewer: SessionId, quality: Quality) {
+        let rendition = if quality == Quality::Low && self.low().is_some() { Rendition::Low } else { Rendition::High };
+        let seat = Seat {
+            quality,
+            rendition,
+            estimate: None,
+            too_slow_since: None,
+            good_since: None,
+            moved_at: None,
+            stay: FIRST_STAY,
+        };
+        self.viewers.insert(viewer, seat);
+    }
+
+    pub fn leave(&mut self, viewer: SessionId) {
+        self.viewers.remove(&viewer);
+    }
+
+    /// The viewer chose.
+    pub fn prefer(&mut self, viewer: SessionId, quality: Quality) {
+        if let Some(seat) = self.viewers.get_mut(&viewer) {
+            // A choice counts at once, whatever was tried before.
+            *seat = Seat { quality, too_slow_since: None, good_since: None, moved_at: None, stay: FIRST_STAY, ..*seat };
+        }
+    }
+
+    /// What a viewer's network carries, as far as is known.
+    pub fn estimate(&mut self, viewer: SessionId, estimate: Bitrate) {
+        if let Some(seat) = self.viewers.get_mut(&viewer) {
+            seat.estimate = Some(estimate);
+        }
+    }
+
+    /// Whether the camera can have a low rendition. While it cannot, everybody gets the high one, or what of it fits.
+    pub fn set_low_possible(&mut self, is_possible: bool) {
+        self.is_low_impossible = !is_possible;
+    }
+
+    pub fn rendition(&self, viewer: SessionId) -> Option<Rendition> {
+        Some(self.viewers.get(&viewer)?.rendition)
+    }
+
+    /// What a viewer's network would have to carry for the viewer to want no more.
+    pub fn wanted(&self, viewer: SessionId) -> Bitrate {
+        let quality = self.viewers.get(&viewer).map_or(Quality::Auto, |seat| seat.quality);
+        let most = match self.low() {
+            Some(low) if quality == Quality::Low => low.most,
+            _ => self.settings.high.most,
+        };
+        scaled(most, UP_MARGIN / USABLE)
+    }
+
+    /// Brings everything up to date. To be called after changes, and now and then while there are viewers.
+    pub fn decide(&mut self, now: Instant) -> Decision {
+        let needs = self.needs();
+        let mut moves = Vec::new();
+        for (&viewer, seat) in &mut self.viewers {
+            if let Some(rendition) = seat.place(needs, now) {
+                seat.rendition = rendition;
+                moves.push((viewer, rendition));
+            }
+        }
+        let limits = self.settings.high;
+        let healthy = |seat: &&Seat| seat.rendition == Rendition::High && !seat.is_dragging(needs);
+        // When nobody keeps up, there is nobody to be spared: then the slowest counts.
+        let slowest = least_usable(self.viewers.values().filter(healthy))
+            .or_else(|| least_usable(self.viewers.values().filter(|seat| seat.rendition == Rendition::High)));
+        self.high.follow(slowest.unwrap_or(limits.most), limits, now);
+        Decision { high: self.high.bitrate, low: self.decide_low(now), moves }
+    }
+
+    fn decide_low(&mut self, now: Instant) -> Option<Bitrate> {
+        let limits = self.low()?;
+        let seats = || self.viewers.values().filter(|seat| seat.rendition == Rendition::Low);
+        if seats().next().is_some() {
+            let is_new = self.low_needed_at.replace(now).is_none();
+            let keeps_up = |seat: &&Seat| seat.usable().is_some_and(|usable| usable >= limits.least);
+            let is_known = seats().any(|seat| seat.estimate.is_some());
+            let rate =
+                least_usable(seats().filter(keeps_up)).unwrap_or(if is_known { limits.least } else { limits.most });
+            if is_new {
+                self.low = Level { bitrate: stepped(rate, limits), changed_at: Some(now) };
+            } else {
+                self.low.follow(rate, limits, now);
+            }
+        } else if self.low_needed_at.is_some_and(|at| now.saturating_duration_since(at) >= LOW_LINGER) {
+            self.low_needed_at = None;
+        }
+        self.low_needed_at.map(|_| self.low.bitrate)
+    }
+
+    /// The range of the low rendition, if there can be one.
+    fn low(&self) -> Option<Range> {
+        self.settings.low.filter(|_| !self.is_low_impossible)
+    }
+
+    /// What a viewer has to carry to be healthy.
+    fn needs(&self) -> Needs {
+        let floor = match self.low() {
+            // At a rate that the low rendition could use as well, its picture is the better one.
+            Some(low) => self.settings.high.least.max(low.most),
+            None => self.settings.high.least,
+        };
+        let best = self.viewers.values().filter(|seat| seat.quality != Quality::Low).filter_map(Seat::usable).max();
+        let best = best.unwrap_or(self.settings.high.most).min(self.settings.high.most);
+        Needs { has_low: self.low().is_some(), floor, share: scaled(best, DRAG) }
+    }
+}
+
+/// What the high rendition asks of a viewer now.
+#[derive(Clone, Copy)]
+struct Needs {
+    has_low: bool,
+    /// Whatever the others have.
+    floor: Bitrate,
+    /// Beside the best of the others.
+    share: Bitrate,
+}
+
+impl Needs {
+    fn least(self) -> Bitrate {
+        self.floor.max(self.share)
+    }
+}
+
+impl Seat {
+    fn usable(&self) -> Option<Bitrate> {
+        self.estimate.map(|estimate| scaled(estimate, USABLE))
+    }
+
+    /// Whether to follow this viewer would cost the others too much.
+    fn is_dragging(&self, needs: Needs) -> bool {
+        self.usable().is_some_and(|usable| usable < needs.least())
+    }
+
+    /// Where this viewer is to go, if it is to go anywhere.
+    fn place(&mut self, needs: Needs, now: Instant) -> Option<Rendition> {
+        let wished = match self.quality {
+            _ if !needs.has_low => Some(Rendition::High),
+            Quality::High => Some(Rendition::High),
+            Quality::Low => Some(Rendition::Low),
+            Quality::Auto => None,
+        };
+        if let Some(wished) = wished {
+            (self.too_slow_since, self.good_since) = (None, None);
+            return (wished != self.rendition).then_some(wished);
+        }
+        let usable = self.usable();
+        let is_good = usable.is_none_or(|usable| usable >= scaled(needs.least(), UP_MARGIN));
+        let is_too_slow = self.is_dragging(needs);
+        note(&mut self.too_slow_since, is_too_slow, now);
+        note(&mut self.good_since, is_good, now);
+        match self.rendition {
+            Rendition::High => {
+                let held = self.moved_at.map(|at| now.saturating_duration_since(at));
+                if held.is_some_and(|held| held >= PROVEN_AFTER) {
+                    self.stay = FIRST_STAY;
+                }
+                if !lasts(self.too_slow_since, DOWN_AFTER, now) {
+                    return None;
+                }
+                if held.is_some_and(|held| held < PROVEN_AFTER) {
+                    self.stay = (self.stay * 2).min(LONGEST_STAY);
+                }
+                self.moved_at = Some(now);
+                Some(Rendition::Low)
+            }
+            Rendition::Low => {
+                let may_move = self.moved_at.is_none_or(|at| now.saturating_duration_since(at) >= self.stay);
+                if !may_move || !lasts(self.good_since, UP_AFTER, now) {
+                    return None;
+                }
+                self.moved_at = Some(now);
+                Some(Rendition::High)
+            }
+        }
+    }
+}
+
+impl Level {
+    /// Down at once, up in its time.
+    fn follow(&mut self, rate: Bitrate, limits: Range, now: Instant) {
+        let wanted = stepped(rate, limits);
+        let is_rested = self.changed_at.is_none_or(|at| now.saturating_duration_since(at) >= RAISE_AFTER);
+        let is_worth_it = wanted >= scaled(self.bitrate, 1.0 + LEAST_RAISE) || wanted == limits.most;
+        if wanted < self.bitrate || (wanted > self.bitrate && is_rested && is_worth_it) {
+            *self = Self { bitrate: wanted, changed_at: Some(now) };
+        }
+    }
+}
+
+fn least_usable<'a>(seats: impl Iterator<Item = &'a Seat>) -> Option<Bitrate> {
+    seats.filter_map(Seat::usable).min()
+}
+
+fn scaled(bitrate: Bitrate, by: f64) -> Bitrate {
+    Bitrate::from_kbps((f64::from(bitrate.kbps()) * by) as u32)
+}
+
+/// In whole steps, rounded down, within the limits.
+fn stepped(rate: Bitrate, limits: Range) -> Bitrate {
+    Bitrate::from_kbps(rate.kbps() / STEP_KBPS * STEP_KBPS).clamp(limits.least, limits.most)
+}
+
+fn note(since: &mut Option<Instant>, is_so: bool, now: Instant) {
+    *since = if is_so { since.or(Some(now)) } else { None };
+}
+
+fn lasts(since: Option<Instant>, time: Duration, now: Instant) -> bool {
+    since.is_some_and(|since| now.saturating_duration_since(since) >= time)
+}
+
+#[cfg(test)]
+#[path = "renditions_test.rs"]
+mod tests;

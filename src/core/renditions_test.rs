@@ -1,0 +1,291 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::sessions::SessionId;
+
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+const SETTINGS: RenditionsSettings = RenditionsSettings {
+    high: Range { least: kbps(150), most: kbps(2500) },
+    low: Some(Range { least: kbps(100), most: kbps(500) }),
+};
+
+const fn kbps(kbps: u32) -> Bitrate {
+    Bitrate::from_kbps(kbps)
+}
+
+fn id(number: u64) -> SessionId {
+    SessionId::numbered(number)
+}
+
+/// A camera's renditions in virtual time, looked after every tenth of a second.
+struct Rig {
+    renditions: Renditions,
+    now: Instant,
+    moves: Vec<(Instant, SessionId, Rendition)>,
+    decision: Decision,
+}
+
+impl Rig {
+    fn new(settings: RenditionsSettings) -> Self {
+        let decision = Decision { high: settings.high.most, low: None, moves: vec![] };
+        Self { renditions: Renditions::new(settings), now: Instant::now(), moves: vec![], decision }
+    }
+
+    fn with(viewers: &[(u64, u32)]) -> Self {
+        let mut rig = Self::new(SETTINGS);
+        for &(viewer, estimate) in viewers {
+            rig.renditions.join(id(viewer), Quality::Auto);
+            rig.renditions.estimate(id(viewer), kbps(estimate));
+        }
+        rig
+    }
+
+    fn estimate(&mut self, viewer: u64, estimate: u32) {
+        self.renditions.estimate(id(viewer), kbps(estimate));
+    }
+
+    fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += 100 * MS;
+            self.decision = self.renditions.decide(self.now);
+            self.moves.extend(self.decision.moves.iter().map(|&(viewer, to)| (self.now, viewer, to)));
+        }
+    }
+
+    fn rendition(&self, viewer: u64) -> Rendition {
+        self.renditions.rendition(id(viewer)).unwrap()
+    }
+
+    fn high(&self) -> u32 {
+        self.decision.high.kbps()
+    }
+
+    fn low(&self) -> Option<u32> {
+        self.decision.low.map(Bitrate::kbps)
+    }
+}
+
+#[test]
+fn the_high_rendition_follows_the_slowest_healthy_viewer_in_whole_steps() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 2000)]);
+    rig.run_for(S);
+    assert_eq!((rig.high(), rig.low()), (1800, None));
+    rig.estimate(2, 1600);
+    rig.run_for(100 * MS);
+    assert_eq!(rig.high(), 1425);
+}
+
+#[test]
+fn ample_networks_get_all_the_owner_allows() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 3000)]);
+    rig.run_for(S);
+    assert_eq!((rig.high(), rig.low()), (2500, None));
+}
+
+#[test]
+fn a_viewer_of_whom_nothing_is_known_changes_nothing() {
+    let mut rig = Rig::with(&[(1, 2000)]);
+    rig.renditions.join(id(2), Quality::Auto);
+    rig.run_for(10 * S);
+    assert_eq!((rig.high(), rig.rendition(2)), (1800, Rendition::High));
+}
+
+#[test]
+fn a_slow_viewer_is_moved_down_and_costs_the_others_nothing() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 5000), (3, 5000), (4, 5000)]);
+    rig.run_for(S);
+    rig.estimate(4, 400);
+    for _ in 0..100 {
+        rig.run_for(100 * MS);
+        assert_eq!(rig.high(), 2500);
+    }
+    assert_eq!((rig.rendition(4), rig.low()), (Rendition::Low, Some(350)));
+    assert_eq!(rig.moves.len(), 1);
+}
+
+#[test]
+fn a_moment_of_slowness_moves_nobody() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 5000)]);
+    rig.estimate(2, 400);
+    rig.run_for(600 * MS);
+    rig.estimate(2, 5000);
+    rig.run_for(60 * S);
+    assert!(rig.moves.is_empty());
+}
+
+#[test]
+fn a_viewer_alone_is_followed_down_as_long_as_the_large_picture_is_worth_its_bits() {
+    let mut rig = Rig::with(&[(1, 2500)]);
+    rig.run_for(S);
+    rig.estimate(1, 700);
+    rig.run_for(10 * S);
+    assert_eq!((rig.rendition(1), rig.high()), (Rendition::High, 625));
+    rig.estimate(1, 400);
+    rig.run_for(2 * S);
+    assert_eq!((rig.rendition(1), rig.low()), (Rendition::Low, Some(350)));
+}
+
+#[test]
+fn a_viewer_whose_network_heals_comes_back_up_by_itself_and_the_low_encoder_goes() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 400)]);
+    rig.run_for(30 * S);
+    assert_eq!(rig.rendition(2), Rendition::Low);
+    rig.estimate(2, 4000);
+    rig.run_for(UP_AFTER + LOW_LINGER + S);
+    assert_eq!((rig.rendition(2), rig.high(), rig.low()), (Rendition::High, 2500, None));
+}
+
+#[test]
+fn without_a_low_rendition_nobody_is_moved_and_the_healthy_are_not_dragged_down() {
+    let mut rig = Rig::new(RenditionsSettings { low: None, ..SETTINGS });
+    for (viewer, estimate) in [(1, 5000), (2, 300)] {
+        rig.renditions.join(id(viewer), Quality::Auto);
+        rig.estimate(viewer, estimate);
+    }
+    rig.run_for(10 * S);
+    assert_eq!((rig.high(), rig.low(), rig.moves.len()), (2500, None, 0));
+}
+
+#[test]
+fn when_the_board_has_no_room_for_the_low_rendition_its_viewers_go_back_up_at_once() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 400)]);
+    rig.run_for(2 * S);
+    rig.renditions.set_low_possible(false);
+    rig.run_for(100 * MS);
+    assert_eq!((rig.rendition(2), rig.low(), rig.high()), (Rendition::High, None, 2500));
+    rig.renditions.set_low_possible(true);
+    rig.run_for(2 * S);
+    assert_eq!(rig.rendition(2), Rendition::Low);
+}
+
+#[test]
+fn what_a_viewer_chose_it_gets_at_once_whatever_its_network() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 300)]);
+    rig.renditions.prefer(id(1), Quality::Low);
+    rig.renditions.prefer(id(2), Quality::High);
+    rig.run_for(10 * S);
+    assert_eq!((rig.rendition(1), rig.rendition(2)), (Rendition::Low, Rendition::High));
+    assert_eq!(rig.low(), Some(500));
+    rig.renditions.prefer(id(1), Quality::Auto);
+    rig.run_for(UP_AFTER + S);
+    assert_eq!(rig.rendition(1), Rendition::High);
+}
+
+#[test]
+fn a_viewer_who_asks_for_low_begins_with_it() {
+    let mut rig = Rig::new(SETTINGS);
+    rig.renditions.join(id(1), Quality::Low);
+    rig.run_for(100 * MS);
+    assert_eq!((rig.rendition(1), rig.low(), rig.moves.len()), (Rendition::Low, Some(500), 0));
+}
+
+#[test]
+fn rates_fall_at_once_and_rise_in_their_time() {
+    let mut rig = Rig::with(&[(1, 2000)]);
+    rig.run_for(S);
+    rig.estimate(1, 1000);
+    rig.run_for(100 * MS);
+    assert_eq!(rig.high(), 900);
+    let mut changes = 0;
+    for step in 0..50 {
+        let before = rig.high();
+        rig.estimate(1, 1000 + step * 20);
+        rig.run_for(100 * MS);
+        changes += u32::from(rig.high() != before);
+    }
+    assert!((5..=10).contains(&changes), "{changes} changes in five seconds");
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Join(u64, Quality),
+    Leave(u64),
+    Prefer(u64, Quality),
+    Estimate(u64, u32),
+    LowPossible(bool),
+    Wait(u32),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let viewer = || 0..5u64;
+    let quality = || prop_oneof![6 => Just(Quality::Auto), 1 => Just(Quality::High), 1 => Just(Quality::Low)];
+    prop_oneof![
+        2 => (viewer(), quality()).prop_map(|(viewer, quality)| Op::Join(viewer, quality)),
+        1 => viewer().prop_map(Op::Leave),
+        1 => (viewer(), quality()).prop_map(|(viewer, quality)| Op::Prefer(viewer, quality)),
+        8 => (viewer(), 10u32..8000).prop_map(|(viewer, estimate)| Op::Estimate(viewer, estimate)),
+        1 => any::<bool>().prop_map(Op::LowPossible),
+        8 => (1u32..50).prop_map(Op::Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever comes: rates are within their limits, a low encoder runs exactly while somebody needs it (and a linger), and no viewer
+    /// stays where its network cannot follow for longer than a moment while there is a better place for it.
+    #[test]
+    fn nobody_stays_above_what_its_network_carries(ops in proptest::collection::vec(op(), 1..120)) {
+        let mut rig = Rig::new(SETTINGS);
+        let mut estimates: BTreeMap<u64, u32> = BTreeMap::new();
+        let mut possible = true;
+        for op in ops {
+            match op {
+                Op::Join(viewer, quality) => {
+                    rig.renditions.join(id(viewer), quality);
+                    estimates.remove(&viewer);
+                }
+                Op::Leave(viewer) => rig.renditions.leave(id(viewer)),
+                Op::Prefer(viewer, quality) => rig.renditions.prefer(id(viewer), quality),
+                Op::Estimate(viewer, estimate) => {
+                    rig.estimate(viewer, estimate);
+                    estimates.insert(viewer, estimate);
+                }
+                Op::LowPossible(is) => {
+                    possible = is;
+                    rig.renditions.set_low_possible(is);
+                }
+                Op::Wait(tenths) => rig.run_for(100 * MS * tenths),
+            }
+            let Decision { high, low, .. } = rig.renditions.decide(rig.now);
+            prop_assert!((SETTINGS.high.least..=SETTINGS.high.most).contains(&high));
+            if let (Some(low), Some(range)) = (low, SETTINGS.low) {
+                prop_assert!((range.least..=range.most).contains(&low));
+            }
+            prop_assert!(low.is_none() || possible);
+        }
+        rig.run_for(DOWN_AFTER + 300 * MS);
+        for (&viewer, &estimate) in &estimates {
+            let Some(seat) = rig.renditions.viewers.get(&id(viewer)) else { continue };
+            if seat.quality != Quality::Auto || !possible {
+                continue;
+            }
+            let carried = match seat.rendition {
+                Rendition::High => rig.decision.high,
+                Rendition::Low => rig.decision.low.unwrap(),
+            };
+            prop_assert!(
+                carried.kbps() <= estimate || carried == SETTINGS.low.unwrap().least || estimate < 112,
+                "viewer {viewer} with {estimate} kbit/s gets {carried}"
+            );
+        }
+    }
+
+    /// However a network swings, a viewer is moved only so often; and when it heals for good, it comes back up.
+    #[test]
+    fn nobody_is_moved_up_and_down_for_ever(swings in proptest::collection::vec((50u32..6000, 1u32..40), 1..200)) {
+        let mut rig = Rig::with(&[(1, 5000), (2, 5000)]);
+        for (estimate, tenths) in swings {
+            rig.estimate(2, estimate);
+            rig.run_for(100 * MS * tenths);
+        }
+        for &(at, ..) in &rig.moves {
+            let within = rig.moves.iter().filter(|(other, ..)| *other >= at && *other - at < 60 * S).count();
+            prop_assert!(within <= 8, "{within} moves in a minute");
+        }
+        rig.estimate(2, 5000);
+        rig.run_for(LONGEST_STAY + UP_AFTER + S);
+        prop_assert_eq!(rig.rendition(2), Rendition::High);
+        prop_assert_eq!(rig.decision.low, None);
+    }
+}
