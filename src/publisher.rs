@@ -202,7 +202,7 @@ impl Publisher {
         now: Instant,
         send: Sender<'_>,
     ) {
-        if rendition != Rendition::High || !self.sessions.handle_unit(camera, unit, now) {
+        if !self.sessions.handle_unit(camera, rendition, unit, now) || rendition != Rendition::High {
             return;
         }
         let Some(ring) = self.rings.get_mut(camera) else { return };
@@ -300,6 +300,7 @@ impl Publisher {
             Told::Still { still, outcome } => Effect::Still { camera, still, outcome },
             Told::Event(event) => Effect::Event(event),
             Told::Switched { on } => Effect::Switched { camera, on },
+            Told::Move { .. } => return, // there is one ring a camera yet
             Told::ForgetPictures => {
                 if let Some(ring) = self.rings.get_mut(&camera) {
                     ring.clear();
@@ -370,7 +371,7 @@ impl Publisher {
             {
                 let cursor = viewer.cursor.insert(ring.join(now, self.settings.sessions.keyframe_gap));
                 if ring.awaits_keyframe(cursor) {
-                    self.sessions.want_keyframe(&viewer.camera, now);
+                    self.sessions.want_keyframe(&viewer.camera, Rendition::High, now);
                 }
                 viewer.read(ring, now);
             }

@@ -25,6 +25,7 @@ use self::file::ConfigToml;
 use self::secret::Secrets;
 use self::shape::Shape;
 use crate::camera::{CameraSettings, Source};
+use crate::core::renditions::{Range, RenditionsSettings};
 use crate::core::sessions::{SessionsSettings, ViewedCamera};
 use crate::http::HttpSettings;
 use crate::net::MediaSettings;
@@ -175,7 +176,7 @@ impl Config {
                 settings::camera(camera).and_then(|(camera, places)| Ok((distinct(camera, &cameras)?, places)));
             let Some((camera, max_viewers)) = findings.keep(&format!("camera[{index}]"), camera) else { continue };
             if let Some(sessions) = &mut sessions {
-                let viewed = ViewedCamera { id: camera.id.clone(), max_viewers, bitrate: camera.encoder.max };
+                let viewed = ViewedCamera { id: camera.id.clone(), max_viewers, renditions: renditions(&camera) };
                 sessions.cameras.push(viewed);
             }
             cameras.push(camera);
@@ -296,4 +297,9 @@ fn distinct(camera: CameraSettings, others: &[CameraSettings]) -> Result<CameraS
         }
         None => Ok(camera),
     }
+}
+
+/// What the viewers' rules need to know of a camera's encoders.
+fn renditions(camera: &CameraSettings) -> RenditionsSettings {
+    RenditionsSettings { high: Range { least: camera.encoder.min, most: camera.encoder.max }, low: None }
 }

@@ -6,10 +6,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::access_unit::AccessUnit;
-use super::camera::Demand;
+use super::access_unit::{AccessUnit, Bitrate};
+use super::camera::{Demand, LowDemand, Rendition};
+use super::figures::Quality;
 use super::pace::{Pace, Rate};
-use super::sessions::ViewedCamera;
+use super::renditions::{Decision, Renditions};
+use super::sessions::{SessionId, ViewedCamera};
 use super::signal::{CloseReason, Correlation, RejectReason};
 use super::trigger::{Action, Event, Happening};
 
@@ -44,6 +46,11 @@ pub enum Told {
     Switched {
         on: bool,
     },
+    /// This viewer is to be sent the other rendition, from its next keyframe on.
+    Move {
+        session: SessionId,
+        rendition: Rendition,
+    },
 }
 
 #[derive(Debug)]
@@ -58,10 +65,12 @@ pub(super) struct Camera {
     /// Why it delivers nothing, while it does not.
     lost: Option<String>,
     demand: Demand,
+    /// The demand as it was told last.
+    told_demand: Demand,
+    renditions: Renditions,
     keyframe_gap: Duration,
-    keyframe_asked_at: Option<Instant>,
-    /// A keyframe that was wanted too soon after the last is asked for at this time.
-    keyframe_due_at: Option<Instant>,
+    keyframes: KeyframeWish,
+    low_keyframes: KeyframeWish,
     wake: Option<Wake>,
     /// In the order in which they were asked for.
     stills: VecDeque<Still>,
@@ -69,6 +78,16 @@ pub(super) struct Camera {
     /// Pictures taken before this are from the other side of the switch.
     shows_from: Option<Instant>,
     told: VecDeque<Told>,
+}
+
+/// The keyframes asked of one encoder, with time between them.
+#[derive(Debug, Default)]
+struct KeyframeWish {
+    /// As in [`Demand::keyframe`].
+    count: u64,
+    asked_at: Option<Instant>,
+    /// One that was wanted too soon after the last is asked for at this time.
+    due_at: Option<Instant>,
 }
 
 /// Triggers that keep the camera open, as one.
@@ -99,7 +118,9 @@ struct Still {
 
 impl Camera {
     pub(super) fn new(settings: ViewedCamera, is_on: bool, keyframe_gap: Duration) -> Self {
-        let demand = Demand { running: false, off: !is_on, bitrate: settings.bitrate, keyframe: 0, low: None };
+        let renditions = Renditions::new(settings.renditions);
+        let bitrate = settings.renditions.high.most;
+        let demand = Demand { running: false, off: !is_on, bitrate, keyframe: 0, low: None };
         Self {
             settings,
             viewers: 0,
@@ -107,9 +128,11 @@ impl Camera {
             is_open: false,
             lost: None,
             demand,
+            told_demand: demand,
+            renditions,
             keyframe_gap,
-            keyframe_asked_at: None,
-            keyframe_due_at: None,
+            keyframes: KeyframeWish::default(),
+            low_keyframes: KeyframeWish::default(),
             wake: None,
             stills: VecDeque::new(),
             still_keyframes: None,
@@ -141,12 +164,41 @@ impl Camera {
         self.settle();
     }
 
-    pub(super) fn viewer_joined(&mut self) {
+    /// It is connected. Which rendition it begins with is told as a move, unless it is the high one.
+    pub(super) fn viewer_joined(&mut self, session: SessionId, quality: Quality, now: Instant) {
+        self.renditions.join(session, quality, now);
         self.happened(Happening::ViewerJoined { viewers: self.viewers });
+        self.decide(now);
     }
 
-    pub(super) fn viewer_left(&mut self, reason: CloseReason) {
+    pub(super) fn viewer_left(&mut self, session: SessionId, reason: CloseReason) {
+        self.renditions.leave(session);
         self.happened(Happening::ViewerLeft { viewers: self.viewers, reason });
+    }
+
+    pub(super) fn prefer(&mut self, session: SessionId, quality: Quality, now: Instant) {
+        self.renditions.prefer(session, quality);
+        self.decide(now);
+    }
+
+    /// What a viewer's network carries.
+    pub(super) fn estimate(&mut self, session: SessionId, estimate: Bitrate, now: Instant) {
+        self.renditions.estimate(session, estimate);
+        self.decide(now);
+    }
+
+    pub(super) fn rendition(&self, session: SessionId) -> Rendition {
+        self.renditions.rendition(session).unwrap_or(Rendition::High)
+    }
+
+    /// More than this is of no use to the viewer.
+    pub(super) fn wanted(&self, session: SessionId) -> Bitrate {
+        self.renditions.wanted(session)
+    }
+
+    pub(super) fn set_low_possible(&mut self, is_possible: bool, now: Instant) {
+        self.renditions.set_low_possible(is_possible);
+        self.decide(now);
     }
 
     pub(super) fn trigger(&mut self, action: Action, id: Correlation, now: Instant) -> Result<(), RejectReason> {
@@ -183,7 +235,7 @@ impl Camera {
         let pace = self.still_keyframes.get_or_insert_with(|| Pace::new(now));
         let wait = pace.wait(STILL_KEYFRAMES, now);
         if self.watching > 0 && !wait.is_zero() {
-            self.keyframe_due_at = Some(self.keyframe_due_at.map_or(now + wait, |due| due.min(now + wait)));
+            self.keyframes.put_off(now + wait);
         } else {
             pace.count(STILL_KEYFRAMES, now);
             self.want_pictures(now);
@@ -199,7 +251,7 @@ impl Camera {
         self.demand.running = false;
         self.shows_from = Some(now);
         // The camera first: whatever else there is to do can wait.
-        self.told.push_back(Told::Demand(self.demand));
+        self.tell();
         self.told.push_back(Told::ForgetPictures);
         self.told.push_back(Told::Switched { on });
         self.happened_by(id, if on { Happening::Enabled } else { Happening::Disabled });
@@ -209,9 +261,12 @@ impl Camera {
     }
 
     /// A picture came. False: it may not be shown.
-    pub(super) fn handle_unit(&mut self, unit: &AccessUnit, now: Instant) -> bool {
+    pub(super) fn handle_unit(&mut self, rendition: Rendition, unit: &AccessUnit, now: Instant) -> bool {
         if self.demand.off || self.shows_from.is_some_and(|from| unit.captured_at < from) {
             return false;
+        }
+        if rendition != Rendition::High {
+            return true;
         }
         if let Some(awaited) = self.wake.as_mut().and_then(|wake| wake.awaited.as_mut()) {
             awaited.has_picture = true;
@@ -256,17 +311,19 @@ impl Camera {
         self.is_open = false;
     }
 
-    /// Raises the demand's keyframe count, or puts it off when the last was less than a gap ago.
-    pub(super) fn want_keyframe(&mut self, now: Instant) {
-        if self.raise_keyframe(now) {
-            self.told.push_back(Told::Demand(self.demand));
-        }
+    /// Asks for a keyframe of one rendition, or puts it off when the last was less than a gap ago.
+    pub(super) fn want_keyframe(&mut self, rendition: Rendition, now: Instant) {
+        self.raise_keyframe(rendition, now);
+        self.tell();
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        if self.keyframe_due_at.is_some_and(|due| now >= due) {
-            self.want_keyframe(now);
+        for rendition in Rendition::ALL {
+            if self.keyframes(rendition).due_at.is_some_and(|due| now >= due) {
+                self.want_keyframe(rendition, now);
+            }
         }
+        self.decide(now);
         if self.wake.as_ref().is_some_and(|wake| now >= wake.ends_at()) {
             self.end_wake(None);
         }
@@ -281,7 +338,8 @@ impl Camera {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let wake = self.wake.as_ref().map(Wake::ends_at);
         let still = self.stills.front().map(|still| still.give_up_at);
-        [self.keyframe_due_at, wake, still].into_iter().flatten().min()
+        let renditions = self.renditions.poll_timeout();
+        [self.keyframes.due_at, self.low_keyframes.due_at, wake, still, renditions].into_iter().flatten().min()
     }
 
     /// Nothing but viewers holds the camera from here on.
@@ -296,11 +354,9 @@ impl Camera {
 
     /// Somebody came who wants pictures, from a keyframe on.
     fn want_pictures(&mut self, now: Instant) {
-        let starts = !std::mem::replace(&mut self.demand.running, true);
-        let asked = self.raise_keyframe(now);
-        if starts || asked {
-            self.told.push_back(Told::Demand(self.demand));
-        }
+        self.demand.running = true;
+        self.raise_keyframe(Rendition::High, now);
+        self.tell();
     }
 
     /// Lets the camera go when nobody is left who wants it.
@@ -308,11 +364,11 @@ impl Camera {
         if self.watching > 0 || self.wake.is_some() || !self.stills.is_empty() {
             return;
         }
-        self.keyframe_due_at = None;
+        self.keyframes.due_at = None;
+        self.low_keyframes.due_at = None;
         self.lost = None;
-        if std::mem::take(&mut self.demand.running) {
-            self.told.push_back(Told::Demand(self.demand));
-        }
+        self.demand.running = false;
+        self.tell();
     }
 
     /// The camera need not be kept ready any longer; `ended_by` names who says so, if somebody does.
@@ -339,16 +395,47 @@ impl Camera {
         self.settle();
     }
 
-    fn raise_keyframe(&mut self, now: Instant) -> bool {
-        let allowed_at = self.keyframe_asked_at.map_or(now, |asked| asked + self.keyframe_gap);
-        if now < allowed_at {
-            self.keyframe_due_at = Some(allowed_at);
-            return false;
+    fn raise_keyframe(&mut self, rendition: Rendition, now: Instant) {
+        let gap = self.keyframe_gap;
+        self.keyframes(rendition).raise(gap, now);
+    }
+
+    fn keyframes(&mut self, rendition: Rendition) -> &mut KeyframeWish {
+        match rendition {
+            Rendition::High => &mut self.keyframes,
+            Rendition::Low => &mut self.low_keyframes,
         }
-        self.keyframe_asked_at = Some(now);
-        self.keyframe_due_at = None;
-        self.demand.keyframe += 1;
-        true
+    }
+
+    /// Says what is demanded now, if that is news.
+    fn tell(&mut self) {
+        self.demand.keyframe = self.keyframes.count;
+        if let Some(low) = &mut self.demand.low {
+            low.keyframe = self.low_keyframes.count;
+        }
+        if self.demand != self.told_demand {
+            self.told_demand = self.demand;
+            self.told.push_back(Told::Demand(self.demand));
+        }
+    }
+
+    /// Gives each viewer its rendition, and each rendition its bits.
+    fn decide(&mut self, now: Instant) {
+        if self.renditions.poll_timeout().is_none_or(|at| now < at) {
+            return;
+        }
+        let Decision { high, low, moves } = self.renditions.decide(now);
+        let had_low = self.demand.low.is_some();
+        self.demand.bitrate = high;
+        self.demand.low = low.map(|bitrate| LowDemand { bitrate, keyframe: 0 });
+        for (session, rendition) in moves {
+            // An encoder that is only about to be opened begins with one.
+            if rendition == Rendition::High || had_low {
+                self.raise_keyframe(rendition, now);
+            }
+            self.told.push_back(Told::Move { session, rendition });
+        }
+        self.tell();
     }
 
     fn happened(&mut self, happening: Happening) {
@@ -358,6 +445,21 @@ impl Camera {
 
     fn happened_by(&mut self, trigger: Correlation, happening: Happening) {
         self.told.push_back(Told::Event(Event { camera: self.settings.id.clone(), trigger, happening }));
+    }
+}
+
+impl KeyframeWish {
+    fn raise(&mut self, gap: Duration, now: Instant) {
+        let allowed_at = self.asked_at.map_or(now, |asked| asked + gap);
+        if now < allowed_at {
+            self.due_at = Some(allowed_at);
+            return;
+        }
+        *self = Self { count: self.count + 1, asked_at: Some(now), due_at: None };
+    }
+
+    fn put_off(&mut self, until: Instant) {
+        self.due_at = Some(self.due_at.map_or(until, |due| due.min(until)));
     }
 }
 

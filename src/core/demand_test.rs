@@ -3,14 +3,18 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::access_unit::Bitrate;
+use crate::core::renditions::{Range, RenditionsSettings};
 use crate::core::signal::CameraId;
 
 const GAP: Duration = Duration::from_millis(500);
+const RENDITIONS: RenditionsSettings = RenditionsSettings {
+    high: Range { least: Bitrate::from_kbps(150), most: Bitrate::from_kbps(2000) },
+    low: Some(Range { least: Bitrate::from_kbps(100), most: Bitrate::from_kbps(500) }),
+};
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn camera() -> Camera {
-    let settings =
-        ViewedCamera { id: CameraId::new("front").unwrap(), max_viewers: 8, bitrate: Bitrate::from_kbps(2000) };
+    let settings = ViewedCamera { id: CameraId::new("front").unwrap(), max_viewers: 8, renditions: RENDITIONS };
     Camera::new(settings, true, GAP)
 }
 
@@ -26,7 +30,7 @@ fn keyframe(captured_at: Instant) -> AccessUnit {
 }
 
 fn picture_comes(camera: &mut Camera, now: Instant) {
-    camera.handle_unit(&keyframe(now), now);
+    camera.handle_unit(Rendition::High, &keyframe(now), now);
 }
 
 fn id(name: &str) -> Correlation {
@@ -132,12 +136,57 @@ fn sleep_ends_what_a_trigger_holds_and_leaves_viewers_alone() {
     assert!(matches!(demands(&mut camera)[..], [Demand { running: false, .. }]));
 }
 
+/// What is told of renditions: moves, and the demand as it is at last.
+fn moved(camera: &mut Camera) -> (Vec<Rendition>, Option<Demand>) {
+    let (mut moves, mut demand) = (Vec::new(), None);
+    for told in camera.take_told() {
+        match told {
+            Told::Move { rendition, .. } => moves.push(rendition),
+            Told::Demand(new) => demand = Some(new),
+            _ => {}
+        }
+    }
+    (moves, demand)
+}
+
+#[test]
+fn a_slow_viewer_opens_the_low_rendition_and_one_that_heals_goes_back_with_a_keyframe() {
+    let (mut camera, mut now) = (open_camera(Instant::now()), Instant::now());
+    let [fast, slow] = [1, 2].map(SessionId::numbered);
+    for session in [fast, slow] {
+        camera.watch(now);
+        camera.viewer_joined(session, Quality::Auto, now);
+        camera.estimate(session, Bitrate::from_kbps(5000), now);
+    }
+    moved(&mut camera);
+    let mut run = |camera: &mut Camera, estimate, time: Duration| {
+        camera.estimate(slow, Bitrate::from_kbps(estimate), now);
+        let end = now + time;
+        while let Some(at) = camera.poll_timeout().filter(|&at| at <= end) {
+            now = at;
+            camera.handle_timeout(now);
+        }
+        now = end;
+        moved(camera)
+    };
+    let (moves, demand) = run(&mut camera, 400, Duration::from_secs(10));
+    let Demand { bitrate, low, keyframe, .. } = demand.unwrap();
+    assert_eq!((moves, bitrate.kbps()), (vec![Rendition::Low], 2000));
+    assert_eq!(low.unwrap().bitrate.kbps(), 350);
+    assert_eq!(camera.rendition(slow), Rendition::Low);
+    let (moves, demand) = run(&mut camera, 5000, Duration::from_secs(20));
+    let demand = demand.unwrap();
+    assert_eq!((moves, demand.low), (vec![Rendition::High], None));
+    assert_eq!(demand.keyframe, keyframe + 1);
+    assert_eq!(camera.poll_timeout(), None, "nothing is left to be decided");
+}
+
 #[test]
 fn viewers_who_come_while_a_trigger_holds_the_camera_are_told_with_its_id() {
     let (mut camera, now) = (camera(), Instant::now());
     wake(&mut camera, "bell", MINUTE, now);
     camera.viewers = 1;
-    camera.viewer_joined();
+    camera.viewer_joined(SessionId::numbered(1), Quality::Auto, now);
     assert_eq!(events(&mut camera), [("bell".into(), Happening::ViewerJoined { viewers: 1 })]);
 }
 
@@ -147,7 +196,7 @@ fn a_still_opens_the_camera_gets_the_next_keyframe_and_lets_go() {
     camera.ask_still(StillId(1), now);
     camera.ask_still(StillId(2), now);
     assert!(matches!(demands(&mut camera)[..], [Demand { running: true, keyframe: 1, .. }]));
-    camera.handle_unit(&AccessUnit { is_keyframe: false, ..keyframe(now) }, now);
+    camera.handle_unit(Rendition::High, &AccessUnit { is_keyframe: false, ..keyframe(now) }, now);
     assert_eq!(stills(&mut camera), []);
     picture_comes(&mut camera, now + GAP);
     let told: Vec<_> = camera.take_told().collect();
@@ -267,7 +316,7 @@ fn no_picture_from_before_the_switch_is_shown_after_it() {
     camera.switch(false, None, now + GAP);
     camera.switch(true, None, now + GAP * 2);
     wake(&mut camera, "bell", MINUTE, now + GAP * 2);
-    let mut shows = |gaps| camera.handle_unit(&keyframe(now + GAP * gaps), now + GAP * 2);
+    let mut shows = |gaps| camera.handle_unit(Rendition::High, &keyframe(now + GAP * gaps), now + GAP * 2);
     assert!(!shows(0), "taken before it was switched off");
     assert!(!shows(1), "taken while it was off");
     assert!(shows(2));
@@ -371,7 +420,8 @@ impl World {
             }
             Op::Unit { is_keyframe, age_ms } => {
                 let captured_at = now - Duration::from_millis(age_ms);
-                let shown = self.camera.handle_unit(&AccessUnit { is_keyframe, ..keyframe(captured_at) }, now);
+                let shown =
+                    self.camera.handle_unit(Rendition::High, &AccessUnit { is_keyframe, ..keyframe(captured_at) }, now);
                 let is_of_now = self.switched_at.is_none_or(|at| captured_at >= at);
                 assert_eq!(shown, self.on && is_of_now);
                 if let Some((_, _, has_picture)) = &mut self.awaited {
@@ -388,7 +438,7 @@ impl World {
                 self.camera.handle_back(now);
                 self.note_woken();
             }
-            Op::KeyframeWanted if self.watching > 0 => self.camera.want_keyframe(now),
+            Op::KeyframeWanted if self.watching > 0 => self.camera.want_keyframe(Rendition::High, now),
             Op::KeyframeWanted => {}
             Op::Switch(on) => {
                 if on != self.on {
@@ -441,7 +491,7 @@ impl World {
                 }
                 Told::Event(Event { happening: Happening::Woken, .. }) => assert!(self.held_until.is_some()),
                 Told::Switched { on } => self.on = on,
-                Told::Event(_) | Told::ForgetPictures => {}
+                Told::Event(_) | Told::ForgetPictures | Told::Move { .. } => {}
             }
         }
     }

@@ -35,6 +35,8 @@ const STEP_KBPS: u32 = 25;
 const RAISE_AFTER: Duration = Duration::from_millis(500);
 /// Less than this is not worth a change upwards.
 const LEAST_RAISE: f64 = 0.05;
+/// Reports come often; the sum of them is looked at so often.
+const DECIDE_EVERY: Duration = Duration::from_millis(100);
 /// The low encoder is kept for so long after its last viewer left it.
 const LOW_LINGER: Duration = Duration::from_secs(5);
 
@@ -70,6 +72,9 @@ pub struct Renditions {
     high: Level,
     low: Level,
     low_needed_at: Option<Instant>,
+    /// Something changed since the last decision, or time alone may change something.
+    is_open: bool,
+    due_at: Option<Instant>,
 }
 
 /// The bitrate of one rendition, and when it was changed last.
@@ -103,15 +108,16 @@ impl Renditions {
             high: level(settings.high.most),
             low: level(settings.low.map_or(settings.high.least, |low| low.most)),
             low_needed_at: None,
+            is_open: false,
+            due_at: None,
         }
     }
 
-    /// A viewer is connected. It begins with what it asks for.
-    pub fn join(&mut self, viewer: SessionId, quality: Quality) {
-        let rendition = if quality == Quality::Low && self.low().is_some() { Rendition::Low } else { Rendition::High };
+    /// A viewer is connected. It begins with the high rendition; what it asks for is decided next.
+    pub fn join(&mut self, viewer: SessionId, quality: Quality, now: Instant) {
         let seat = Seat {
             quality,
-            rendition,
+            rendition: Rendition::High,
             estimate: None,
             too_slow_since: None,
             good_since: None,
@@ -119,10 +125,13 @@ impl Renditions {
             stay: FIRST_STAY,
         };
         self.viewers.insert(viewer, seat);
+        self.is_open = true;
+        self.due_at.get_or_insert(now);
     }
 
     pub fn leave(&mut self, viewer: SessionId) {
         self.viewers.remove(&viewer);
+        self.is_open = true;
     }
 
     /// The viewer chose.
@@ -130,18 +139,20 @@ impl Renditions {
         if let Some(seat) = self.viewers.get_mut(&viewer) {
             // A choice counts at once, whatever was tried before.
             *seat = Seat { quality, too_slow_since: None, good_since: None, moved_at: None, stay: FIRST_STAY, ..*seat };
+            self.is_open = true;
         }
     }
 
     /// What a viewer's network carries, as far as is known.
     pub fn estimate(&mut self, viewer: SessionId, estimate: Bitrate) {
         if let Some(seat) = self.viewers.get_mut(&viewer) {
-            seat.estimate = Some(estimate);
+            self.is_open |= seat.estimate.replace(estimate) != Some(estimate);
         }
     }
 
     /// Whether the camera can have a low rendition. While it cannot, everybody gets the high one, or what of it fits.
     pub fn set_low_possible(&mut self, is_possible: bool) {
+        self.is_open |= self.is_low_impossible == is_possible;
         self.is_low_impossible = !is_possible;
     }
 
@@ -159,8 +170,14 @@ impl Renditions {
         scaled(most, UP_MARGIN / USABLE)
     }
 
-    /// Brings everything up to date. To be called after changes, and now and then while there are viewers.
+    /// When the next decision is due; `None`: nothing will change by itself.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.due_at.filter(|_| self.is_open)
+    }
+
+    /// Brings everything up to date.
     pub fn decide(&mut self, now: Instant) -> Decision {
+        self.due_at = Some(now + DECIDE_EVERY);
         let needs = self.needs();
         let mut moves = Vec::new();
         for (&viewer, seat) in &mut self.viewers {
@@ -175,7 +192,10 @@ impl Renditions {
         let slowest = least_usable(self.viewers.values().filter(healthy))
             .or_else(|| least_usable(self.viewers.values().filter(|seat| seat.rendition == Rendition::High)));
         self.high.follow(slowest.unwrap_or(limits.most), limits, now);
-        Decision { high: self.high.bitrate, low: self.decide_low(now), moves }
+        let low = self.decide_low(now);
+        let lingers = low.is_some() && !self.viewers.values().any(|seat| seat.rendition == Rendition::Low);
+        self.is_open = lingers || self.viewers.values().any(Seat::is_about_to_move);
+        Decision { high: self.high.bitrate, low, moves }
     }
 
     fn decide_low(&mut self, now: Instant) -> Option<Bitrate> {
@@ -240,6 +260,14 @@ impl Seat {
     /// Whether to follow this viewer would cost the others too much.
     fn is_dragging(&self, needs: Needs) -> bool {
         self.usable().is_some_and(|usable| usable < needs.least())
+    }
+
+    /// Time alone may move it.
+    fn is_about_to_move(&self) -> bool {
+        match self.rendition {
+            Rendition::High => self.too_slow_since.is_some(),
+            Rendition::Low => self.good_since.is_some(),
+        }
     }
 
     /// Where this viewer is to go, if it is to go anywhere.

@@ -35,7 +35,7 @@ impl Rig {
     fn with(viewers: &[(u64, u32)]) -> Self {
         let mut rig = Self::new(SETTINGS);
         for &(viewer, estimate) in viewers {
-            rig.renditions.join(id(viewer), Quality::Auto);
+            rig.renditions.join(id(viewer), Quality::Auto, rig.now);
             rig.renditions.estimate(id(viewer), kbps(estimate));
         }
         rig
@@ -87,7 +87,7 @@ fn ample_networks_get_all_the_owner_allows() {
 #[test]
 fn a_viewer_of_whom_nothing_is_known_changes_nothing() {
     let mut rig = Rig::with(&[(1, 2000)]);
-    rig.renditions.join(id(2), Quality::Auto);
+    rig.renditions.join(id(2), Quality::Auto, rig.now);
     rig.run_for(10 * S);
     assert_eq!((rig.high(), rig.rendition(2)), (1800, Rendition::High));
 }
@@ -141,7 +141,7 @@ fn a_viewer_whose_network_heals_comes_back_up_by_itself_and_the_low_encoder_goes
 fn without_a_low_rendition_nobody_is_moved_and_the_healthy_are_not_dragged_down() {
     let mut rig = Rig::new(RenditionsSettings { low: None, ..SETTINGS });
     for (viewer, estimate) in [(1, 5000), (2, 300)] {
-        rig.renditions.join(id(viewer), Quality::Auto);
+        rig.renditions.join(id(viewer), Quality::Auto, rig.now);
         rig.estimate(viewer, estimate);
     }
     rig.run_for(10 * S);
@@ -174,11 +174,11 @@ fn what_a_viewer_chose_it_gets_at_once_whatever_its_network() {
 }
 
 #[test]
-fn a_viewer_who_asks_for_low_begins_with_it() {
+fn a_viewer_who_asks_for_low_is_moved_at_once() {
     let mut rig = Rig::new(SETTINGS);
-    rig.renditions.join(id(1), Quality::Low);
+    rig.renditions.join(id(1), Quality::Low, rig.now);
     rig.run_for(100 * MS);
-    assert_eq!((rig.rendition(1), rig.low(), rig.moves.len()), (Rendition::Low, Some(500), 0));
+    assert_eq!((rig.rendition(1), rig.low(), rig.moves.len()), (Rendition::Low, Some(500), 1));
 }
 
 #[test]
@@ -232,7 +232,7 @@ proptest! {
         for op in ops {
             match op {
                 Op::Join(viewer, quality) => {
-                    rig.renditions.join(id(viewer), quality);
+                    rig.renditions.join(id(viewer), quality, rig.now);
                     estimates.remove(&viewer);
                 }
                 Op::Leave(viewer) => rig.renditions.leave(id(viewer)),

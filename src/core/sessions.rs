@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::access_unit::{AccessUnit, Bitrate};
+use super::camera::Rendition;
 use super::counters::ViewerCounters;
 use super::demand::{Camera, StillId, Told};
+use super::figures::Quality;
+use super::renditions::RenditionsSettings;
 use super::session::{Event, State};
 use super::signal::{
     Address, CameraId, ClientId, CloseReason, Correlation, Notice, RejectReason, Reply, Request, Response, Signal,
@@ -46,7 +49,7 @@ pub struct SessionsSettings {
 pub struct ViewedCamera {
     pub id: CameraId,
     pub max_viewers: usize,
-    pub bitrate: Bitrate,
+    pub renditions: RenditionsSettings,
 }
 
 /// What a peer reports about itself.
@@ -209,22 +212,47 @@ impl Sessions {
                 known.state = before.on(Event::Connected, now);
                 if before != State::Live {
                     let camera = known.camera.clone();
-                    self.change(&camera, Camera::viewer_joined);
+                    self.change(&camera, |camera| camera.viewer_joined(session, Quality::Auto, now));
                 }
             }
             PeerEvent::Closed => self.close(session, CloseReason::ViewerLeft),
             PeerEvent::Lost => self.close(session, CloseReason::Lost),
             PeerEvent::KeyframeWanted => {
                 if let Some(camera) = self.sessions.get(&session).map(|known| known.camera.clone()) {
-                    self.want_keyframe(&camera, now);
+                    self.change(&camera, |camera| camera.want_keyframe(camera.rendition(session), now));
                 }
             }
         }
     }
 
     /// A viewer has to wait for a keyframe; ask for one, merged with what others asked.
-    pub fn want_keyframe(&mut self, camera: &CameraId, now: Instant) {
-        self.change(camera, |camera| camera.want_keyframe(now));
+    pub fn want_keyframe(&mut self, camera: &CameraId, rendition: Rendition, now: Instant) {
+        self.change(camera, |camera| camera.want_keyframe(rendition, now));
+    }
+
+    /// What a viewer asks for from now on.
+    pub fn handle_preference(&mut self, session: SessionId, quality: Quality, now: Instant) {
+        if let Some(camera) = self.sessions.get(&session).map(|known| known.camera.clone()) {
+            self.change(&camera, |camera| camera.prefer(session, quality, now));
+        }
+    }
+
+    /// What a viewer's network carries, as far as is known.
+    pub fn handle_estimate(&mut self, session: SessionId, estimate: Bitrate, now: Instant) {
+        if let Some(camera) = self.sessions.get(&session).map(|known| known.camera.clone()) {
+            self.change(&camera, |camera| camera.estimate(session, estimate, now));
+        }
+    }
+
+    /// More than this is of no use to the viewer: its network need not be tried for it.
+    pub fn wanted(&self, session: SessionId) -> Option<Bitrate> {
+        let camera = self.cameras.get(&self.sessions.get(&session)?.camera)?;
+        Some(camera.wanted(session))
+    }
+
+    /// Whether the camera can have a low rendition.
+    pub fn handle_low(&mut self, camera: &CameraId, is_possible: bool, now: Instant) {
+        self.change(camera, |camera| camera.set_low_possible(is_possible, now));
     }
 
     /// # Errors
@@ -268,8 +296,8 @@ impl Sessions {
     }
 
     /// A camera gave a picture. False: it may not be shown to anybody.
-    pub fn handle_unit(&mut self, camera: &CameraId, unit: &AccessUnit, now: Instant) -> bool {
-        self.change(camera, |camera| camera.handle_unit(unit, now)).unwrap_or(false)
+    pub fn handle_unit(&mut self, camera: &CameraId, rendition: Rendition, unit: &AccessUnit, now: Instant) -> bool {
+        self.change(camera, |camera| camera.handle_unit(rendition, unit, now)).unwrap_or(false)
     }
 
     /// The camera failed; its viewers stay and are told.
@@ -428,7 +456,7 @@ impl Sessions {
         self.count_closed(reason);
         self.outputs.push_back(Output::ClosePeer { session });
         if let Some(Session { camera, state: State::Live, .. }) = self.forget(session) {
-            self.change(&camera, |camera| camera.viewer_left(reason));
+            self.change(&camera, |camera| camera.viewer_left(session, reason));
         }
     }
 

@@ -4,18 +4,22 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::camera::Demand;
+use crate::core::renditions::Range;
 use crate::core::signal::{LinkId, SessionName};
 use crate::core::trigger::{self, Action, Happening};
 
 const GAP: Duration = Duration::from_millis(500);
+const RENDITIONS: RenditionsSettings = RenditionsSettings {
+    high: Range { least: Bitrate::from_kbps(150), most: Bitrate::from_kbps(2000) },
+    low: Some(Range { least: Bitrate::from_kbps(100), most: Bitrate::from_kbps(500) }),
+};
 
 fn camera(name: &str) -> CameraId {
     CameraId::new(name).unwrap()
 }
 
 fn sessions(max_viewers: usize) -> Sessions {
-    let bitrate = Bitrate::from_kbps(2000);
-    let cameras = ["front", "back"].map(|name| ViewedCamera { id: camera(name), max_viewers, bitrate });
+    let cameras = ["front", "back"].map(|name| ViewedCamera { id: camera(name), max_viewers, renditions: RENDITIONS });
     let settings = SessionsSettings {
         cameras: cameras.to_vec(),
         switched_off: BTreeSet::new(),

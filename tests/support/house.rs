@@ -13,6 +13,7 @@ use edgecam::core::camera::{Demand, Rendition};
 use edgecam::core::candidate::Candidate;
 use edgecam::core::counters::ViewerCounters;
 use edgecam::core::demand::StillId;
+use edgecam::core::renditions::{Range, RenditionsSettings};
 use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
 use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, RejectReason, Reply, Request, SessionName, Signal};
 use edgecam::core::transmit::{Transmit, Transport};
@@ -28,6 +29,11 @@ const FRAME: Duration = Duration::from_nanos(33_333_333);
 const DELTA_BYTES: usize = 7_000;
 const KEYFRAME_BYTES: usize = 56_000;
 const KEYFRAME_EVERY: u64 = 60;
+
+const RENDITIONS: RenditionsSettings = RenditionsSettings {
+    high: Range { least: Bitrate::from_kbps(150), most: Bitrate::from_kbps(2000) },
+    low: Some(Range { least: Bitrate::from_kbps(100), most: Bitrate::from_kbps(500) }),
+};
 
 pub struct House {
     pub publisher: Publisher,
@@ -98,7 +104,7 @@ impl House {
         let bitrate = Bitrate::from_kbps(2000);
         let settings = PublisherSettings {
             sessions: SessionsSettings {
-                cameras: vec![ViewedCamera { id: front(), max_viewers, bitrate }],
+                cameras: vec![ViewedCamera { id: front(), max_viewers, renditions: RENDITIONS }],
                 switched_off: BTreeSet::new(),
                 negotiation_timeout: Duration::from_secs(10),
                 max_negotiations: 16,
