@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::core::access_unit::AccessUnit;
-use crate::core::camera::{CameraState, CameraStatus, Demand};
+use crate::core::camera::{CameraState, CameraStatus, Demand, LowState};
 use crate::core::counters::{CameraCounters, ViewerCounters};
 use crate::core::demand::StillId;
 use crate::core::signal::{CameraId, ClientId, LinkId, RejectReason, Reply, Response, Signal};
@@ -184,6 +184,8 @@ impl Rim {
             CameraState::Running => publisher.handle_camera_back(camera, now(), send),
             CameraState::Idle | CameraState::Opening => publisher.handle_camera_closed(camera),
         }
+        let is_low_possible = !matches!(status.low, LowState::Unavailable { .. });
+        publisher.handle_low(camera, is_low_possible, now(), send);
     }
 
     /// Delivers what the publisher decided, until it wants nothing more.

@@ -236,6 +236,12 @@ impl Publisher {
         self.sessions.handle_camera_closed(camera);
     }
 
+    /// Whether the camera can have a low rendition.
+    pub fn handle_low(&mut self, camera: &CameraId, is_possible: bool, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_low(camera, is_possible, now);
+        self.carry_out(now, send);
+    }
+
     pub fn handle_timeout(&mut self, now: Instant, send: Sender<'_>) {
         while let Some(&(at, session)) = self.timeouts.first() {
             if at > now {
