@@ -15,6 +15,7 @@ pub mod figures;
 pub mod gop_ring;
 pub mod pace;
 pub mod renditions;
+pub mod server_url;
 pub mod session;
 pub mod sessions;
 pub mod signal;

@@ -31,7 +31,7 @@ use self::feedback::{Feedback, Heard};
 use self::history::{History, Repeat};
 use self::sdp::RemoteCandidate;
 use self::stream::{PLAYOUT_DELAY_URI, Stream};
-use crate::core::candidate::Candidate;
+use crate::core::candidate::{Candidate, CandidateKind};
 use crate::core::counters::ViewerCounters;
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
@@ -210,6 +210,10 @@ impl Peer {
         let offer = RTCSessionDescription::offer(offer).map_err(unusable)?;
         self.connection.set_remote_description(now, offer).map_err(unusable)?;
         for (index, candidate) in self.candidates.iter().enumerate() {
+            // We send from its base, a host candidate: as a pair of its own it would only be checked twice (RFC 8445, section 6.1.2.4).
+            if matches!(candidate.kind, CandidateKind::ServerReflexive { .. }) {
+                continue;
+            }
             let candidate = sdp::candidate_line(index, candidate);
             let candidate = RTCIceCandidateInit { candidate, ..Default::default() };
             self.connection.add_local_candidate(candidate).map_err(unusable)?;

@@ -1,7 +1,8 @@
 //! What edgecam reads in an offer and puts right in an answer. Everything else in SDP is `rtc`'s business.
 
-use crate::core::candidate::Candidate;
+use crate::core::candidate::{Candidate, CandidateKind};
 use crate::core::signal::RejectReason;
+use crate::core::transmit::Transport;
 
 /// Sections more than this are no offer of a viewer.
 const MAX_SECTIONS: usize = 16;
@@ -114,13 +115,30 @@ pub(super) fn place_candidates(answer: &str, candidates: &[Candidate]) -> Option
     placed.then_some(out)
 }
 
-/// A host candidate (RFC 8839, section 5.1); the earlier in our list, the higher its priority (RFC 8445, section 5.1.2.1).
+/// A candidate (RFC 8839, section 5.1). Within its kind, the earlier in our list the higher its priority (RFC 8445, section 5.1.2.1);
+/// no two of ours share kind, base and server, so each has a foundation of its own (section 5.1.1.3).
 pub(super) fn candidate_line(index: usize, candidate: &Candidate) -> String {
-    let address = candidate.address;
-    const HOST_TYPE_PREFERENCE: u32 = 126;
+    let Candidate { address, transport, kind } = candidate;
+    let (type_preference, related) = match kind {
+        CandidateKind::Host => (126, None),
+        CandidateKind::ServerReflexive { base } => (100, Some(base)),
+        CandidateKind::Relayed { mapped } => (0, Some(mapped)),
+    };
+    let (transport, tcp_type) = match transport {
+        Transport::Udp => ("udp", ""),
+        Transport::Tcp => ("tcp", " tcptype passive"),
+    };
     let local_preference = 65535 - u32::try_from(index).unwrap_or(65535).min(65535);
-    let priority = (HOST_TYPE_PREFERENCE << 24) | (local_preference << 8) | 255;
-    format!("candidate:{} 1 udp {priority} {} {} typ host", index + 1, address.ip(), address.port())
+    let priority = (type_preference << 24) | (local_preference << 8) | 255;
+    let related = related.map(|related| format!(" raddr {} rport {}", related.ip(), related.port()));
+    format!(
+        "candidate:{} 1 {transport} {priority} {} {} typ {}{}{tcp_type}",
+        index + 1,
+        address.ip(),
+        address.port(),
+        kind.slug(),
+        related.unwrap_or_default()
+    )
 }
 
 /// What a viewer's candidate is worth to us.
@@ -216,6 +234,8 @@ fn sections(sdp: &str) -> Vec<Vec<&str>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn offer(video: &str) -> String {
@@ -274,6 +294,32 @@ mod tests {
             placed.unwrap(),
             "v=0\r\nm=audio 0 X 0\r\nm=video 9 X 108\r\na=mid:1\r\n\
              a=candidate:1 1 udp 2130706431 192.0.2.1 8189 typ host\r\na=end-of-candidates\r\n"
+        );
+    }
+
+    #[test]
+    fn who_can_be_reached_directly_is_tried_before_the_relay_and_each_candidate_says_where_it_came_from() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let host = Candidate::host(address("192.168.1.9:8189"));
+        let reflexive = Candidate {
+            address: address("203.0.113.5:40001"),
+            kind: CandidateKind::ServerReflexive { base: host.address },
+            ..host
+        };
+        let relayed = Candidate {
+            address: address("198.51.100.2:50000"),
+            kind: CandidateKind::Relayed { mapped: reflexive.address },
+            ..host
+        };
+        let lines: Vec<_> =
+            [host, reflexive, relayed].iter().enumerate().map(|(index, one)| candidate_line(index, one)).collect();
+        assert_eq!(
+            lines,
+            [
+                "candidate:1 1 udp 2130706431 192.168.1.9 8189 typ host",
+                "candidate:2 1 udp 1694498559 203.0.113.5 40001 typ srflx raddr 192.168.1.9 rport 8189",
+                "candidate:3 1 udp 16776703 198.51.100.2 50000 typ relay raddr 203.0.113.5 rport 40001",
+            ]
         );
     }
 

@@ -24,6 +24,8 @@ use rtc_stun::xoraddr::XorMappedAddress;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+use crate::core::server_url::{ServerTransport, ServerUrl, UrlError};
+
 /// What a viewer is told of one server.
 #[derive(Clone)]
 pub struct AskedServer {
@@ -60,7 +62,7 @@ pub enum AskError {
     #[error("{host} is not known ({cause}); check the name, and this device's DNS")]
     Unknown { host: String, cause: io::Error },
     #[error("{address} does not answer ({cause}); see that it runs, and that firewalls let {transport} to its port")]
-    Silent { address: SocketAddr, transport: Transport, cause: io::Error },
+    Silent { address: SocketAddr, transport: ServerTransport, cause: io::Error },
     #[error(
         "TLS fails ({0}); it needs a certificate for its name, from an authority that browsers and this machine trust"
     )]
@@ -75,107 +77,53 @@ pub enum AskError {
     Nonsense(String),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    Udp,
-    Tcp,
-    Tls,
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Udp => "UDP",
-            Self::Tcp => "TCP",
-            Self::Tls => "TLS over TCP",
-        })
-    }
-}
-
 /// Asks a server what a viewer would ask it. Blocks for up to some seconds.
 ///
 /// # Errors
 /// What is wrong, and what to do about it.
 pub fn ask(server: &AskedServer) -> Result<Answer, AskError> {
-    let place = Place::parse(&server.url)?;
-    let (address, wire) = place.connect()?;
+    let place = ServerUrl::parse(&server.url).map_err(|error| match error {
+        UrlError::Malformed => AskError::Url(server.url.clone()),
+        UrlError::Dtls => AskError::Dtls,
+    })?;
+    let (address, wire) = connect(&place)?;
     let silent = |cause| AskError::Silent { address, transport: place.transport, cause };
     let mut conversation = Conversation { server, wire, silent: &silent };
     if place.is_turn { conversation.allocate() } else { conversation.binding() }
 }
 
-/// What a URL says.
-#[derive(Debug, PartialEq, Eq)]
-struct Place {
-    is_turn: bool,
-    host: String,
-    port: u16,
-    transport: Transport,
+/// To the first of the host's addresses that takes it.
+fn connect(place: &ServerUrl) -> Result<(SocketAddr, Wire), AskError> {
+    let unknown = |cause| AskError::Unknown { host: place.host.clone(), cause };
+    let mut addresses: Vec<SocketAddr> =
+        (place.host.as_str(), place.port).to_socket_addrs().map_err(unknown)?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    let mut last = unknown(io::ErrorKind::NotFound.into());
+    for address in addresses {
+        match connect_to(place, address) {
+            Ok(wire) => return Ok((address, wire)),
+            Err(cause) => last = AskError::Silent { address, transport: place.transport, cause },
+        }
+    }
+    Err(last)
 }
 
-impl Place {
-    fn parse(url: &str) -> Result<Self, AskError> {
-        let bad = || AskError::Url(url.to_owned());
-        let (scheme, rest) = url.split_once(':').ok_or_else(bad)?;
-        let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (is_turn, is_secure) = match scheme {
-            "stun" => (false, false),
-            "stuns" => (false, true),
-            "turn" => (true, false),
-            "turns" => (true, true),
-            _ => return Err(bad()),
-        };
-        let transport = match (query, is_secure) {
-            ("transport=udp", true) => return Err(AskError::Dtls),
-            ("" | "transport=udp", false) => Transport::Udp,
-            ("transport=tcp", false) => Transport::Tcp,
-            ("" | "transport=tcp", true) => Transport::Tls,
-            _ => return Err(bad()),
-        };
-        // The colons of a bare IPv6 address are no port's.
-        let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-                (host, port.parse().map_err(|_| bad())?)
-            }
-            _ => (authority, if is_secure { 5349 } else { 3478 }),
-        };
-        let host = host.trim_matches(['[', ']']).to_owned();
-        if host.is_empty() { Err(bad()) } else { Ok(Self { is_turn, host, port, transport }) }
+fn connect_to(place: &ServerUrl, address: SocketAddr) -> io::Result<Wire> {
+    if place.transport == ServerTransport::Udp {
+        let any = if address.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(address)?;
+        return Ok(Wire::Udp(socket));
     }
-
-    /// To the first of the host's addresses that takes it.
-    fn connect(&self) -> Result<(SocketAddr, Wire), AskError> {
-        let unknown = |cause| AskError::Unknown { host: self.host.clone(), cause };
-        let mut addresses: Vec<SocketAddr> =
-            (self.host.as_str(), self.port).to_socket_addrs().map_err(unknown)?.collect();
-        addresses.sort_by_key(SocketAddr::is_ipv6);
-        let mut last = unknown(io::ErrorKind::NotFound.into());
-        for address in addresses {
-            match self.connect_to(address) {
-                Ok(wire) => return Ok((address, wire)),
-                Err(cause) => last = AskError::Silent { address, transport: self.transport, cause },
-            }
-        }
-        Err(last)
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    if place.transport == ServerTransport::Tcp {
+        return Ok(Wire::Stream(Box::new(stream)));
     }
-
-    fn connect_to(&self, address: SocketAddr) -> io::Result<Wire> {
-        if self.transport == Transport::Udp {
-            let any = if address.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
-            let socket = UdpSocket::bind((any, 0))?;
-            socket.connect(address)?;
-            return Ok(Wire::Udp(socket));
-        }
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        if self.transport == Transport::Tcp {
-            return Ok(Wire::Stream(Box::new(stream)));
-        }
-        let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
-        let connection = ClientConnection::new(Arc::new(tls()?), name).map_err(io::Error::other)?;
-        Ok(Wire::Stream(Box::new(StreamOwned::new(connection, stream))))
-    }
+    let name = ServerName::try_from(place.host.clone()).map_err(io::Error::other)?;
+    let connection = ClientConnection::new(Arc::new(tls()?), name).map_err(io::Error::other)?;
+    Ok(Wire::Stream(Box::new(StreamOwned::new(connection, stream))))
 }
 
 /// Trusts whom this machine trusts.

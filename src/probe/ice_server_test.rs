@@ -10,23 +10,6 @@ use super::*;
 const RELAYED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)), 49_160);
 
 #[test]
-fn a_url_says_where_and_how() {
-    let place = |url| Place::parse(url).map(|place| format!("{} {} {}", place.host, place.port, place.transport));
-    for (url, expected) in [
-        ("stun:stun.example.org", "stun.example.org 3478 UDP"),
-        ("turn:192.0.2.1:80?transport=tcp", "192.0.2.1 80 TCP"),
-        ("turns:turn.example.org?transport=tcp", "turn.example.org 5349 TLS over TCP"),
-        ("turn:[2001:db8::1]:3479?transport=udp", "2001:db8::1 3479 UDP"),
-        ("turn:[2001:db8::1]", "2001:db8::1 3478 UDP"),
-    ] {
-        assert_eq!(place(url).unwrap(), expected, "{url}");
-    }
-    for url in ["turn:", "turn:host:port", "turn:host?transport=sctp", "http:host", "turns:host?transport=udp"] {
-        assert!(place(url).is_err(), "{url} was taken");
-    }
-}
-
-#[test]
 fn a_stun_server_tells_where_it_sees_us() {
     let (address, _) = server("", "");
     let Answer::Seen(seen) = ask(&asked(&format!("stun:{address}"), "")).unwrap() else { panic!("it relays") };
