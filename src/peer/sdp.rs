@@ -2,6 +2,7 @@
 
 use crate::core::candidate::Candidate;
 use crate::core::signal::RejectReason;
+use crate::core::transmit::Transport;
 
 /// Sections more than this are no offer of a viewer.
 const MAX_SECTIONS: usize = 16;
@@ -114,13 +115,18 @@ pub(super) fn place_candidates(answer: &str, candidates: &[Candidate]) -> Option
     placed.then_some(out)
 }
 
-/// A host candidate (RFC 8839, section 5.1); the earlier in our list, the higher its priority (RFC 8445, section 5.1.2.1).
+/// A host candidate (RFC 8839, section 5.1); the earlier in our list, the higher its priority among its kind (RFC 8445,
+/// section 5.1.2.1). By TCP all are below those by UDP, and viewers are to connect (RFC 6544, sections 4.2 and 4.5).
 pub(super) fn candidate_line(index: usize, candidate: &Candidate) -> String {
     let address = candidate.address;
-    const HOST_TYPE_PREFERENCE: u32 = 126;
-    let local_preference = 65535 - u32::try_from(index).unwrap_or(65535).min(65535);
-    let priority = (HOST_TYPE_PREFERENCE << 24) | (local_preference << 8) | 255;
-    format!("candidate:{} 1 udp {priority} {} {} typ host", index + 1, address.ip(), address.port())
+    let later = |most: u32| most.saturating_sub(u32::try_from(index).unwrap_or(most));
+    let (transport, type_preference, local_preference, role) = match candidate.transport {
+        Transport::Udp => ("udp", 126, later(65_535), ""),
+        // The type preference as in Chromium, below a server-reflexive candidate's 100; 4: the direction is passive.
+        Transport::Tcp => ("tcp", 90, (4 << 13) | later(8191), " tcptype passive"),
+    };
+    let priority = (type_preference << 24) | (local_preference << 8) | 255_u32;
+    format!("candidate:{} 1 {transport} {priority} {} {} typ host{role}", index + 1, address.ip(), address.port())
 }
 
 /// What a viewer's candidate is worth to us.
@@ -128,7 +134,8 @@ pub(super) fn candidate_line(index: usize, candidate: &Candidate) -> String {
 pub(super) enum RemoteCandidate {
     /// An address to check.
     Usable,
-    /// Well-formed, but nothing to check: a name behind mDNS (the viewer's own checks will show its address) or TCP.
+    /// Well-formed, but nothing to check: a name behind mDNS (the viewer's own checks will show its address), or TCP (whoever
+    /// has it connects to us).
     Ignored,
 }
 
@@ -275,6 +282,16 @@ mod tests {
             "v=0\r\nm=audio 0 X 0\r\nm=video 9 X 108\r\na=mid:1\r\n\
              a=candidate:1 1 udp 2130706431 192.0.2.1 8189 typ host\r\na=end-of-candidates\r\n"
         );
+    }
+
+    #[test]
+    fn a_candidate_by_tcp_is_passive_and_below_all_others_but_relays() {
+        let address = "[2001:db8::1]:8189".parse().unwrap();
+        let line = candidate_line(2, &Candidate::tcp_host(address));
+        assert_eq!(line, "candidate:3 1 tcp 1518343935 2001:db8::1 8189 typ host tcptype passive");
+        let priority = |line: &str| line.split(' ').nth(3).unwrap().parse::<u32>().unwrap();
+        assert!(priority(&line) < 100 << 24, "a server-reflexive one");
+        assert!(priority(&candidate_line(0, &Candidate::tcp_host(address))) > priority(&line));
     }
 
     #[test]
