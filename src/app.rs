@@ -27,7 +27,7 @@ use crate::core::sessions::SessionsSettings;
 use crate::core::signal::CameraId;
 use crate::engine::{CameraLine, Engine};
 use crate::hub::Hub;
-use crate::net::MediaSocket;
+use crate::net::{MediaSocket, tcp};
 use crate::peer::{Identity, PeerSettings};
 use crate::publisher::{Publisher, PublisherSettings};
 use crate::signaling::access::Access;
@@ -48,7 +48,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Bound first: a taken port is found out before a camera is touched.
     let listener = http::bind(config.listen).await?;
     let page = listener.local_addr().context("the listener has no address")?;
-    let socket = MediaSocket::bind(config.media.clone())?;
+    let (socket, media_listener) = MediaSocket::bind(config.media.clone())?;
     let media_port = socket.port();
 
     let tasks = TaskTracker::new();
@@ -57,6 +57,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let switched_off = switches.load(config.cameras.iter().map(|camera| camera.id.clone()));
     let parts = Parts::new(&config, &switched_off);
     let (requests, inbox) = mpsc::channel(INBOX);
+    let (arrivals, connections) = mpsc::channel(tcp::ARRIVALS);
     let pulse = Pulse::default();
     let events = broadcast::Sender::new(EVENTS);
     let switching = watch::Sender::new(switched_off.clone());
@@ -65,6 +66,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let engine = Engine {
         publisher: publisher(&config, switched_off, parts.viewers.clone())?,
         socket,
+        connections,
         hub: parts.hub.clone(),
         inbox,
         cameras: parts.lines(),
@@ -104,6 +106,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tasks.clone(),
         stopping.links.clone(),
     ));
+    if let Some(listener) = media_listener {
+        tasks.spawn(listener.serve(arrivals, parts.viewers.clone(), tasks.clone(), stopping.links.clone()));
+    }
     if let Some(broker) = config.mqtt {
         tasks.spawn(mqtt::run(links, broker));
     }

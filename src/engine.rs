@@ -20,6 +20,7 @@ use crate::core::signal::{CameraId, ClientId, LinkId, RejectReason, Reply, Respo
 use crate::core::transmit::Transport;
 use crate::core::trigger::Event;
 use crate::hub::{Delivery, Hub};
+use crate::net::tcp::{Arrival, What};
 use crate::net::{MediaSocket, Outgoing, ReadBuffer};
 use crate::publisher::{Effect, Publisher};
 use crate::signaling::{Inbound, Outbox};
@@ -35,6 +36,8 @@ const FAREWELL: Duration = Duration::from_millis(200);
 pub struct Engine {
     pub publisher: Publisher,
     pub socket: MediaSocket,
+    /// What comes by TCP.
+    pub connections: mpsc::Receiver<Arrival>,
     pub hub: Arc<Hub>,
     pub inbox: mpsc::Receiver<Inbound>,
     pub cameras: BTreeMap<CameraId, CameraLine>,
@@ -73,7 +76,8 @@ type StillReply = oneshot::Sender<Result<AccessUnit, RejectReason>>;
 impl Engine {
     /// Runs until `stopping`, then says bye to all.
     pub async fn run(self, stopping: CancellationToken) -> io::Result<()> {
-        let Self { mut publisher, socket, hub, mut inbox, cameras, events, switched_off, counters, pulse } = self;
+        let Self { mut publisher, socket, mut connections, hub, .. } = self;
+        let Self { mut inbox, cameras, events, switched_off, counters, pulse, .. } = self;
         let mut statuses: StreamMap<_, _> =
             cameras.iter().map(|(id, line)| (id.clone(), WatchStream::from_changes(line.status.clone()))).collect();
         let outgoing = Outgoing::new(counters.clone());
@@ -110,6 +114,7 @@ impl Engine {
                         }
                     }
                 }
+                Some(arrival) = connections.recv() => rim.handle_arrival(&mut publisher, arrival),
                 Some(inbound) = inbox.recv() => rim.handle_inbound(&mut publisher, inbound),
                 Some((camera, status)) = statuses.next() => rim.handle_status(&mut publisher, &camera, &status),
                 () = sleep_until(wake_at.into()) => {
@@ -135,6 +140,23 @@ impl Rim {
             publisher.handle_unit(&camera, rendition, &unit, now(), send);
             self.outgoing.flush(&self.socket);
             self.counters.send_delay.observe(now() - encoded_at);
+        }
+    }
+
+    fn handle_arrival(&mut self, publisher: &mut Publisher, Arrival { from, to, what }: Arrival) {
+        match what {
+            What::Opened { first, outlet } if publisher.knows(from, Transport::Tcp, &first) => {
+                self.outgoing.open(from, outlet);
+            }
+            // Without its outlet the connection is closed.
+            What::Opened { .. } => self.counters.tcp.strangers.add(1),
+            What::Datagram(data) if publisher.knows(from, Transport::Tcp, &data) => {
+                let to = self.socket.candidate_for(Some(to.ip()));
+                let send = &mut |out| self.outgoing.send(&out, &self.socket);
+                publisher.handle_datagram(from, to, Transport::Tcp, &data, now(), send);
+            }
+            What::Datagram(_) => self.outgoing.close(from),
+            What::Closed => self.outgoing.forget_closed(from),
         }
     }
 

@@ -1,11 +1,10 @@
 //! The one HTTP listener. Its own accept loop, because `axum::serve` starts no timers: there a client that sends half a header
 //! holds its connection for ever.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use crate::core::counters::LinkCounters;
+use crate::core::places::{Place, PlaceLimits, Places, household};
 
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
@@ -80,7 +80,13 @@ pub async fn serve(
     tasks: TaskTracker,
     stopping: CancellationToken,
 ) {
-    let places = Places::new(settings.max_connections, settings.max_per_address);
+    let limits = PlaceLimits {
+        all: settings.max_connections,
+        per_address: settings.max_per_address,
+        counts_loopback: false, // a proxy on this machine speaks for everybody
+    };
+    let level = Arc::clone(&counters);
+    let places = Places::new(limits, Arc::new(move |taken| level.connections.set(taken as u64)));
     let router = router.layer(DefaultBodyLimit::max(settings.max_body));
     loop {
         let accepted = tokio::select! {
@@ -96,7 +102,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let Some(place) = places.take(caller, &counters) else {
+        let Some(place) = places.take(caller) else {
             counters.connections_refused.add(1);
             turn_away(&stream);
             continue;
@@ -199,108 +205,5 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// The connections there may be.
-#[derive(Clone)]
-struct Places {
-    taken: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    max: usize,
-    max_per_address: usize,
-}
-
-/// One of them; free again when dropped.
-struct Place {
-    caller: IpAddr,
-    places: Places,
-    counters: Arc<LinkCounters>,
-}
-
-impl Places {
-    fn new(max: usize, max_per_address: usize) -> Self {
-        Self { taken: Arc::default(), max, max_per_address }
-    }
-
-    fn take(&self, caller: IpAddr, counters: &Arc<LinkCounters>) -> Option<Place> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = taken.values().sum();
-        let own = taken.get(&caller).copied().unwrap_or(0);
-        if all >= self.max || (own >= self.max_per_address && !caller.is_loopback()) {
-            return None;
-        }
-        taken.insert(caller, own + 1);
-        counters.connections.set(all as u64 + 1);
-        Some(Place { caller, places: self.clone(), counters: Arc::clone(counters) })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = taken.get_mut(&self.caller) {
-            *own -= 1;
-            if *own == 0 {
-                taken.remove(&self.caller);
-            }
-        }
-        self.counters.connections.set(taken.values().sum::<usize>() as u64);
-    }
-}
-
-/// What one household has: an IPv4 address, or an IPv6 network of 64 bits.
-fn household(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) if !v6.is_loopback() => {
-            let [a, b, c, d, ..] = v6.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn four(last: u8) -> IpAddr {
-        IpAddr::from([192, 0, 2, last])
-    }
-
-    #[test]
-    fn an_address_that_has_its_share_waits_while_others_come_in() {
-        let (places, counters) = (Places::new(8, 2), Arc::default());
-        let first = places.take(four(1), &counters);
-        let _second = places.take(four(1), &counters).unwrap();
-        assert!(places.take(four(1), &counters).is_none());
-        assert!(places.take(four(2), &counters).is_some());
-        drop(first);
-        assert!(places.take(four(1), &counters).is_some());
-    }
-
-    #[test]
-    fn all_together_have_no_more_than_all_places() {
-        let (places, counters) = (Places::new(3, 2), Arc::default());
-        let held: Vec<_> = (0..5).filter_map(|n| places.take(four(n), &counters)).collect();
-        assert_eq!((held.len(), counters.connections.get()), (3, 3));
-        drop(held);
-        assert_eq!(counters.connections.get(), 0);
-        assert!(places.taken.lock().unwrap().is_empty(), "addresses are forgotten with their last connection");
-    }
-
-    #[test]
-    fn a_proxy_on_this_machine_may_take_all_places() {
-        let (places, counters) = (Places::new(8, 2), Arc::default());
-        let held: Vec<_> = (0..9).filter_map(|_| places.take([127, 0, 0, 1].into(), &counters)).collect();
-        assert_eq!(held.len(), 8);
-    }
-
-    #[test]
-    fn an_ipv6_household_counts_as_one_and_a_mapped_address_as_ipv4() {
-        let address = |text: &str| household(text.parse().unwrap());
-        assert_eq!(address("2001:db8:1:2:aaaa::1"), address("2001:db8:1:2:bbbb::2"));
-        assert_ne!(address("2001:db8:1:2::1"), address("2001:db8:1:3::1"));
-        assert_eq!(address("::ffff:192.0.2.1"), four(1));
-        assert!(address("::1").is_loopback());
     }
 }

@@ -66,13 +66,16 @@ pub struct Publisher {
     viewers: BTreeMap<SessionId, Viewer>,
     rings: BTreeMap<CameraId, GopRing<Picture>>,
     /// Whose a datagram is: by where it comes from, the first one by the ICE user name it is addressed to.
-    by_address: HashMap<SocketAddr, SessionId>,
+    by_address: HashMap<Remote, SessionId>,
     by_ufrag: HashMap<String, SessionId>,
     timeouts: BTreeSet<(Instant, SessionId)>,
     effects: VecDeque<Effect>,
     settings: PublisherSettings,
     counters: Arc<ViewerCounters>,
 }
+
+/// Where a datagram comes from or goes to. The same address by UDP and by TCP may be two viewers, behind a NAT.
+type Remote = (Transport, SocketAddr);
 
 struct Viewer {
     peer: Peer,
@@ -82,7 +85,7 @@ struct Viewer {
     thinning: Thinning,
     ice_ufrag: String,
     /// Where we sent to, oldest first.
-    addresses: VecDeque<SocketAddr>,
+    addresses: VecDeque<Remote>,
     /// Datagrams that came from elsewhere.
     strangers: u32,
     keyframe_requests: Option<Pace>,
@@ -162,6 +165,19 @@ impl Publisher {
         outcome
     }
 
+    /// Whether a datagram is for one of our viewers, or comes from where one was found: who else connects by TCP is closed.
+    pub fn knows(&self, from: SocketAddr, transport: Transport, data: &[u8]) -> bool {
+        self.addressee(from, transport, data).is_some() || self.by_address.contains_key(&(transport, from))
+    }
+
+    fn addressee(&self, from: SocketAddr, transport: Transport, data: &[u8]) -> Option<SessionId> {
+        let session = match stun_username(data).and_then(|name| name.split(':').next()) {
+            Some(ufrag) => self.by_ufrag.get(ufrag),
+            None => self.by_address.get(&(transport, from)),
+        };
+        session.copied()
+    }
+
     /// A datagram that came `from` a viewer `to` one of our candidates.
     pub fn handle_datagram(
         &mut self,
@@ -172,13 +188,9 @@ impl Publisher {
         now: Instant,
         send: Sender<'_>,
     ) {
-        let known = match stun_username(data).and_then(|name| name.split(':').next()) {
-            Some(ufrag) => self.by_ufrag.get(ufrag),
-            None => self.by_address.get(&from),
-        };
-        let Some(&session) = known else { return };
+        let Some(session) = self.addressee(from, transport, data) else { return };
         if let Some(viewer) = self.viewers.get_mut(&session) {
-            if !viewer.addresses.contains(&from) {
+            if !viewer.addresses.contains(&(transport, from)) {
                 viewer.strangers += 1;
                 if viewer.strangers > STRANGERS {
                     return; // each would be one more candidate in our ICE agent, for good
@@ -442,22 +454,23 @@ impl Viewer {
         }
     }
 
-    fn send(&mut self, session: SessionId, by_address: &mut HashMap<SocketAddr, SessionId>, send: Sender<'_>) {
+    fn send(&mut self, session: SessionId, by_address: &mut HashMap<Remote, SessionId>, send: Sender<'_>) {
         while let Some(transmit) = self.peer.poll_transmit() {
+            let remote = (transmit.transport, transmit.to);
             // The stream goes to the newest address, so the search is short.
-            if !self.addresses.iter().rev().any(|known| *known == transmit.to) {
+            if !self.addresses.iter().rev().any(|known| *known == remote) {
                 if self.addresses.len() == ADDRESSES
                     && let Some(oldest) = self.addresses.pop_front()
                     && by_address.get(&oldest) == Some(&session)
                 {
                     by_address.remove(&oldest);
                 }
-                self.addresses.push_back(transmit.to);
-                by_address.entry(transmit.to).or_insert(session);
+                self.addresses.push_back(remote);
+                by_address.entry(remote).or_insert(session);
             }
             if is_stun_success(&transmit.data) {
                 // Only who proved to know our password may take an address over from another viewer (RFC 8445, section 7.3).
-                by_address.insert(transmit.to, session);
+                by_address.insert(remote, session);
             }
             send(transmit);
         }

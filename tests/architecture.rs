@@ -29,7 +29,7 @@ const FLOORS: [(&str, u8); 19] = [
 ];
 
 /// Outside libraries that only these files may name.
-const HOMES: [(&str, &[&str]); 22] = [
+const HOMES: [(&str, &[&str]); 23] = [
     ("gstreamer", &["camera/pipeline.rs", "camera/encoder/", "camera/still.rs"]),
     ("gstreamer_app", &["camera/pipeline.rs", "camera/encoder/", "camera/still.rs"]),
     ("gstreamer_video", &["camera/pipeline.rs", "camera/encoder/"]),
@@ -38,8 +38,9 @@ const HOMES: [(&str, &[&str]); 22] = [
     ("rtc_stun", &["probe/"]),
     ("webrtc", &["probe/"]),
     ("qrcode", &["cli/"]),
-    ("quinn_udp", &["net.rs"]),
-    ("if_addrs", &["net.rs"]),
+    ("quinn_udp", &["net/socket.rs"]),
+    ("if_addrs", &["net/"]),
+    ("socket2", &["net/tcp.rs"]),
     ("serde_json", &["signaling/wire.rs", "cli/"]),
     ("ring", &["signaling/token.rs", "signaling/ice_servers.rs", "web/page.rs"]),
     ("axum", &["signaling/", "telemetry/", "web.rs", "web/", "http.rs"]),

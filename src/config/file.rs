@@ -43,6 +43,7 @@ pub(super) struct HttpToml {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct IceToml {
     pub(super) udp_port: i64,
+    pub(super) tcp: bool,
     pub(super) interfaces: Vec<String>,
     pub(super) advertise: Vec<String>,
     pub(super) servers: Vec<IceServerToml>,
@@ -174,7 +175,7 @@ impl Default for HttpToml {
 
 impl Default for IceToml {
     fn default() -> Self {
-        Self { udp_port: 8189, interfaces: Vec::new(), advertise: Vec::new(), servers: Vec::new() }
+        Self { udp_port: 8189, tcp: true, interfaces: Vec::new(), advertise: Vec::new(), servers: Vec::new() }
     }
 }
 

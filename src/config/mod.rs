@@ -160,7 +160,7 @@ impl Config {
             findings.keep("", access)
         });
         let mqtt = findings.keep("mqtt", broker::mqtt(mqtt, secrets, &mut warnings));
-        let media = listen.and_then(|listen| findings.keep("ice", settings::media(&ice, listen)));
+        let media = listen.and_then(|listen| findings.keep("ice", settings::media(&ice, listen, &camera)));
         let mut ice_servers = Vec::new();
         for (index, server) in ice.servers.into_iter().enumerate() {
             let server = settings::ice_server(server, secrets, &mut warnings);

@@ -15,6 +15,7 @@ use crate::core::sessions::SessionsSettings;
 use crate::core::signal::{CameraId, is_name};
 use crate::http::HttpSettings;
 use crate::net::MediaSettings;
+use crate::net::tcp::TcpSettings;
 use crate::signaling::LinkSettings;
 use crate::signaling::access::{AccessSettings, Rule};
 use crate::signaling::ice_servers::{Credentials, IceServer};
@@ -114,18 +115,25 @@ pub(super) fn access(
     Ok(AccessSettings { rule, device, origins: http.allowed_origins })
 }
 
-/// The media socket; viewers on this machine are served over loopback when the page is, too.
-pub(super) fn media(ice: &IceToml, listen: SocketAddr) -> Result<MediaSettings, Wrong> {
+/// The media port; viewers on this machine are served over loopback when the page is, too.
+pub(super) fn media(ice: &IceToml, listen: SocketAddr, cameras: &[CameraToml]) -> Result<MediaSettings, Wrong> {
     if let Some(name) = ice.interfaces.iter().find(|name| !is_interface(name)) {
         let what = format!("{name:?} cannot be a network interface; write names like eth0");
         return Err(Wrong::new("interfaces", what));
     }
     Ok(MediaSettings {
         udp_port: whole("udp_port", ice.udp_port, 0..=65_535, "")?,
+        tcp: ice.tcp.then_some(TcpSettings { bitrate: fastest(cameras) }),
         interfaces: ice.interfaces.clone(),
         advertise: ice.advertise.iter().map(|address| advertised(address)).collect::<Result<_, _>>()?,
         loopback: is_loopback(listen),
     })
+}
+
+/// What is no bit rate is told with its camera.
+fn fastest(cameras: &[CameraToml]) -> Bitrate {
+    let kbps = cameras.iter().filter_map(|camera| u32::try_from(camera.encoder.max_kbps).ok());
+    Bitrate::from_kbps(kbps.max().unwrap_or_default())
 }
 
 pub(super) fn ice_server(

@@ -38,4 +38,9 @@ impl Candidate {
     pub fn host(address: SocketAddr) -> Self {
         Self { address, transport: Transport::Udp, kind: CandidateKind::Host }
     }
+
+    /// The same for viewers who connect by TCP: the passive end (RFC 6544).
+    pub fn tcp_host(address: SocketAddr) -> Self {
+        Self { transport: Transport::Tcp, ..Self::host(address) }
+    }
 }

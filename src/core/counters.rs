@@ -101,6 +101,20 @@ pub struct ViewerCounters {
     pub keyframe_requests: Count,
     /// From the encoder's output to the picture's last packet handed to the kernel.
     pub send_delay: Histogram,
+    pub tcp: TcpCounters,
+}
+
+/// Figures of ICE over TCP.
+#[derive(Debug, Default)]
+pub struct TcpCounters {
+    /// Level: connections that hold a place.
+    pub connections: Count,
+    /// Connections turned away because all places, or all of one address, were taken.
+    pub refused: Count,
+    /// Connections closed because their first frame did not come in time, or named no session.
+    pub strangers: Count,
+    /// Bytes of datagrams that a viewer did not take in time. The datagrams are among `packets_dropped`.
+    pub bytes_dropped: Count,
 }
 
 #[cfg(test)]

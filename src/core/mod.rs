@@ -14,6 +14,7 @@ pub mod demand;
 pub mod figures;
 pub mod gop_ring;
 pub mod pace;
+pub mod places;
 pub mod renditions;
 pub mod server_url;
 pub mod session;

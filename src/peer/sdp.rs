@@ -116,19 +116,22 @@ pub(super) fn place_candidates(answer: &str, candidates: &[Candidate]) -> Option
 }
 
 /// A candidate (RFC 8839, section 5.1). Within its kind, the earlier in our list the higher its priority (RFC 8445, section 5.1.2.1);
-/// no two of ours share kind, base and server, so each has a foundation of its own (section 5.1.1.3).
+/// no two of ours share kind, base and server, so each has a foundation of its own (section 5.1.1.3). By TCP all but relays come last,
+/// and viewers are to connect (RFC 6544, sections 4.2 and 4.5).
 pub(super) fn candidate_line(index: usize, candidate: &Candidate) -> String {
     let Candidate { address, transport, kind } = candidate;
-    let (type_preference, related) = match kind {
-        CandidateKind::Host => (126, None),
-        CandidateKind::ServerReflexive { base } => (100, Some(base)),
-        CandidateKind::Relayed { mapped } => (0, Some(mapped)),
+    let (type_preference, related) = match (kind, transport) {
+        (CandidateKind::Host, Transport::Udp) => (126, None),
+        // As in Chromium, below a server-reflexive one.
+        (CandidateKind::Host, Transport::Tcp) => (90, None),
+        (CandidateKind::ServerReflexive { base }, _) => (100, Some(base)),
+        (CandidateKind::Relayed { mapped }, _) => (0, Some(mapped)),
     };
-    let (transport, tcp_type) = match transport {
-        Transport::Udp => ("udp", ""),
-        Transport::Tcp => ("tcp", " tcptype passive"),
+    let later = |most: u32| most.saturating_sub(u32::try_from(index).unwrap_or(most));
+    let (transport, local_preference, tcp_type) = match transport {
+        Transport::Udp => ("udp", later(65_535), ""),
+        Transport::Tcp => ("tcp", (4 << 13) | later(8191), " tcptype passive"), // 4: the direction is passive
     };
-    let local_preference = 65535 - u32::try_from(index).unwrap_or(65535).min(65535);
     let priority = (type_preference << 24) | (local_preference << 8) | 255;
     let related = related.map(|related| format!(" raddr {} rport {}", related.ip(), related.port()));
     format!(
@@ -146,7 +149,8 @@ pub(super) fn candidate_line(index: usize, candidate: &Candidate) -> String {
 pub(super) enum RemoteCandidate {
     /// An address to check.
     Usable,
-    /// Well-formed, but nothing to check: a name behind mDNS (the viewer's own checks will show its address) or TCP.
+    /// Well-formed, but nothing to check: a name behind mDNS (the viewer's own checks will show its address), or TCP (whoever
+    /// has it connects to us).
     Ignored,
 }
 
@@ -321,6 +325,16 @@ mod tests {
                 "candidate:3 1 udp 16776703 198.51.100.2 50000 typ relay raddr 203.0.113.5 rport 40001",
             ]
         );
+    }
+
+    #[test]
+    fn a_candidate_by_tcp_is_passive_and_below_all_others_but_relays() {
+        let address = "[2001:db8::1]:8189".parse().unwrap();
+        let line = candidate_line(2, &Candidate::tcp_host(address));
+        assert_eq!(line, "candidate:3 1 tcp 1518343935 2001:db8::1 8189 typ host tcptype passive");
+        let priority = |line: &str| line.split(' ').nth(3).unwrap().parse::<u32>().unwrap();
+        assert!(priority(&line) < 100 << 24, "a server-reflexive one");
+        assert!(priority(&candidate_line(0, &Candidate::tcp_host(address))) > priority(&line));
     }
 
     #[test]

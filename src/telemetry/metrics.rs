@@ -132,7 +132,7 @@ const STATES: [&str; 4] = ["idle", "opening", "running", "failed"];
 struct Viewers(Arc<ViewerCounters>);
 
 impl Viewers {
-    const COUNTED: [Counted<ViewerCounters>; 10] = [
+    const COUNTED: [Counted<ViewerCounters>; 13] = [
         ("sessions_opened", "Sessions that got a place", |v| &v.sessions_opened),
         ("pictures_sent", "Pictures handed to viewers, counted for each viewer", |v| &v.units_sent),
         ("pictures_skipped", "Pictures a slow viewer missed", |v| &v.units_skipped),
@@ -143,6 +143,9 @@ impl Viewers {
         ("retransmissions_refused", "Packets asked for again, but over the budget", |v| &v.retransmissions_refused),
         ("nacks_received", "Packets viewers reported as lost", |v| &v.nacks_received),
         ("keyframe_requests_received", "PLI and FIR received, before merging", |v| &v.keyframe_requests),
+        ("media_connections_refused", "TCP connections for media turned away for want of a place", |v| &v.tcp.refused),
+        ("media_connections_unknown", "TCP connections for media that named no session", |v| &v.tcp.strangers),
+        ("media_connections_dropped_bytes", "Bytes that viewers on TCP did not take in time", |v| &v.tcp.bytes_dropped),
     ];
 }
 
@@ -152,6 +155,9 @@ impl Collector for Viewers {
             let counter = ConstCounter::new(count(&self.0).get());
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
+        let help = "TCP connections for media that hold a place";
+        let connections = ConstGauge::new(level(&self.0.tcp.connections));
+        connections.encode(encoder.encode_descriptor("media_connections", help, None, MetricType::Gauge)?)?;
         let help = "Sessions that ended, by reason";
         let mut family = encoder.encode_descriptor("sessions_closed", help, None, MetricType::Counter)?;
         for (reason, count) in CloseReason::ALL.iter().zip(&self.0.sessions_closed) {
@@ -262,6 +268,8 @@ mod tests {
             "edgecam_sessions_closed_total{reason=\"lost\"} 4",
             "edgecam_sessions_closed_total{reason=\"shutdown\"} 0",
             "edgecam_nacks_received_total 7",
+            "edgecam_media_connections 3",
+            "edgecam_media_connections_dropped_bytes_total 1200",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
@@ -320,6 +328,8 @@ mod tests {
         let lost = CloseReason::ALL.iter().position(|reason| *reason == CloseReason::Lost).unwrap();
         viewers.sessions_closed[lost].add(4);
         viewers.nacks_received.add(7);
+        viewers.tcp.connections.set(3);
+        viewers.tcp.bytes_dropped.add(1200);
         let camera = WatchedCamera {
             id: CameraId::new("front").unwrap(),
             status: watch::channel(CameraStatus { state: CameraState::Running, stream: None, low: LowState::Closed }).1,
