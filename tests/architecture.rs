@@ -30,9 +30,9 @@ const FLOORS: [(&str, u8); 19] = [
 
 /// Outside libraries that only these files may name.
 const HOMES: [(&str, &[&str]); 23] = [
-    ("gstreamer", &["camera/pipeline.rs", "camera/encoder/", "camera/still.rs"]),
-    ("gstreamer_app", &["camera/pipeline.rs", "camera/encoder/", "camera/still.rs"]),
-    ("gstreamer_video", &["camera/pipeline.rs", "camera/encoder/"]),
+    ("gstreamer", &["camera/pipeline/", "camera/encoder/", "camera/still.rs"]),
+    ("gstreamer_app", &["camera/pipeline/", "camera/encoder/", "camera/still.rs"]),
+    ("gstreamer_video", &["camera/pipeline/", "camera/encoder/"]),
     ("v4l", &["camera/device.rs"]),
     ("rtc", &["peer/", "probe/"]),
     ("rtc_stun", &["probe/"]),

@@ -9,9 +9,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tracing::warn;
 
 use super::input::Rate;
-use super::{Feed, SourceError, VideoSource, now};
+use super::{Feed, LowFeed, SourceError, VideoSource, now};
 use crate::core::access_unit::Bitrate;
 use crate::core::annex_b::{self, Contents, Sps, nal_type};
+use crate::core::camera::Rendition;
 
 /// The access units of a file, the first a keyframe, each keyframe with its parameter sets.
 #[derive(Clone, Debug)]
@@ -119,13 +120,18 @@ impl Clip {
 
 impl VideoSource for Clip {
     /// Recorded pictures have the size they have.
-    fn set_bitrate(&mut self, _: Bitrate) {}
+    fn set_bitrate(&mut self, _: Rendition, _: Bitrate) {}
 
     /// Goes on with the next keyframe there is.
-    fn request_keyframe(&mut self) {
+    fn request_keyframe(&mut self, _: Rendition) {
         // Full: the same wish is waiting already.
         let _ = self.wishes.try_send(());
     }
+
+    /// There are no raw pictures to make a smaller one of.
+    fn open_low(&mut self, _: Bitrate, _: LowFeed) {}
+
+    fn close_low(&mut self) {}
 
     fn stop(self: Box<Self>) {
         drop(self.wishes);

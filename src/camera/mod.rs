@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use crate::core::access_unit::{AccessUnit, Bitrate};
-use crate::core::camera::{CameraStatus, Demand, Rendition, Stream};
+use crate::core::camera::{CameraStatus, Demand, LowState, Rendition, Stream};
 use crate::core::counters::CameraCounters;
 use crate::core::signal::CameraId;
 
@@ -47,6 +47,8 @@ pub struct CameraSettings {
     /// How long the camera stays open after the last viewer.
     pub linger: Duration,
     pub encoder: EncoderSettings,
+    /// `None`: the owner wants no second rendition.
+    pub low: Option<LowSettings>,
     /// V4L2 controls set at each opening, by the names `edgecam devices` shows.
     pub controls: BTreeMap<String, i64>,
 }
@@ -97,6 +99,16 @@ pub struct EncoderSettings {
     pub keyframe_interval: Duration,
 }
 
+/// What the second, smaller rendition is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LowSettings {
+    /// In pixels; `None`, or what is not less than the camera gives: half of that.
+    pub width: Option<u32>,
+    pub height: Option<u32>,
+    pub max: Bitrate,
+    pub min: Bitrate,
+}
+
 /// Which kind of encoder the owner would rather have. What is not there is replaced, and the replacement is visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prefer {
@@ -116,8 +128,12 @@ pub type Sink = Arc<dyn Fn(Rendition, AccessUnit) + Send + Sync>;
 ///
 /// None of the calls but [`stop`](Self::stop) waits.
 pub trait VideoSource: Send {
-    fn set_bitrate(&mut self, bitrate: Bitrate);
-    fn request_keyframe(&mut self);
+    fn set_bitrate(&mut self, rendition: Rendition, bitrate: Bitrate);
+    fn request_keyframe(&mut self, rendition: Rendition);
+    /// Opens the low rendition beside the high one, which does not notice. What becomes of it is told through `feed`. Only
+    /// where [`Opened::no_low`] gave no reason against it.
+    fn open_low(&mut self, bitrate: Bitrate, feed: LowFeed);
+    fn close_low(&mut self);
     /// Stops and waits until the driver has let the device go.
     fn stop(self: Box<Self>);
 }
@@ -146,9 +162,9 @@ pub async fn run(
     stopping: CancellationToken,
 ) {
     let span = info_span!("camera", id = %settings.id);
-    let (linger, encoder) = (settings.linger, settings.encoder);
+    let limits = task::Limits { linger: settings.linger, encoder: settings.encoder, low: settings.low };
     let opener = Arc::new(open::Opener::new(settings));
-    let task = task::CameraTask::new(opener, linger, encoder, sink, status, counters, stopping);
+    let task = task::CameraTask::new(opener, limits, sink, status, counters, stopping);
     task.run(demand).instrument(span).await;
 }
 
@@ -190,6 +206,28 @@ impl Feed {
     }
 }
 
+/// What a low rendition gives its pictures to, and tells what became of it.
+#[derive(Clone)]
+pub struct LowFeed {
+    sink: Sink,
+    counters: Arc<CameraCounters>,
+    state: watch::Sender<LowState>,
+}
+
+impl LowFeed {
+    fn unit(&self, captured_at: Instant, is_keyframe: bool, data: Bytes) {
+        let counters = &self.counters.low;
+        counters.units_captured.add(1);
+        counters.bytes_captured.add(data.len() as u64);
+        counters.keyframes_captured.add(u64::from(is_keyframe));
+        (self.sink)(Rendition::Low, AccessUnit { captured_at, is_keyframe, data });
+    }
+
+    fn set_state(&self, state: LowState) {
+        self.state.send_replace(state);
+    }
+}
+
 /// What opens the source of one camera.
 trait Open: Send + Sync {
     /// Blocks until the first picture, a failure, the end of its patience, or `cancelled`.
@@ -201,6 +239,8 @@ trait Open: Send + Sync {
 struct Opened {
     source: Box<dyn VideoSource>,
     stream: Stream,
+    /// Why it can have no low rendition, in words for the owner.
+    no_low: Option<String>,
 }
 
 /// The monotonic clock; in tests it can be tokio's paused one.

@@ -11,7 +11,7 @@ use super::device::{self, Device, Node, Role};
 use super::encoder::{self, EncodeSettings, EncoderChoice, Kind, Picture};
 use super::input::{self, Choice, Encoding, Rate, Wanted};
 use super::pipeline::{CapturePlan, Pipeline, Plan};
-use super::{CameraSettings, Feed, Open, Opened, Prefer, Source, SourceError};
+use super::{CameraSettings, Feed, LowSettings, Open, Opened, Prefer, Source, SourceError};
 use crate::core::access_unit::Bitrate;
 use crate::core::camera::Stream;
 
@@ -43,7 +43,8 @@ impl Opener {
             encoder: PASSTHROUGH.into(),
             encoder_reason: "the clip is recorded as H.264".into(),
         };
-        Ok(Opened { source: Box::new(Clip::play(recording, rate, feed)?), stream })
+        let no_low = Some("a clip is played as it was recorded, and not encoded again".into());
+        Ok(Opened { source: Box::new(Clip::play(recording, rate, feed)?), stream, no_low })
     }
 
     fn open_test(&self, bitrate: Bitrate, feed: Feed, cancelled: &CancellationToken) -> Result<Opened, SourceError> {
@@ -67,10 +68,13 @@ impl Opener {
         let passed_through = choice.encoding == Encoding::H264;
         let capture = CapturePlan::Device { path: path.to_owned(), choice, dmabuf: false };
         if passed_through {
-            let plan = Plan { capture, encoder: None };
+            let plan = Plan { capture, encoder: None, low: None };
             let pipeline = Pipeline::open(&plan, feed, cancelled)?;
             let reason = "the camera encodes H.264 itself; its bitrate and keyframes are its own affair".into();
-            return Ok(Opened { source: Box::new(pipeline), stream: stream(&source, picture, PASSTHROUGH, reason) });
+            let stream = stream(&source, picture, PASSTHROUGH, reason);
+            let no_low = "the camera encodes H.264 itself and gives no raw picture to make a smaller one of; \
+                          encoder.prefer = \"software\" or \"hardware\" changes that";
+            return Ok(Opened { source: Box::new(pipeline), stream, no_low: Some(no_low.into()) });
         }
         self.open_encoded(&capture, picture, &source, bitrate, feed, cancelled)
     }
@@ -102,17 +106,18 @@ impl Opener {
     ) -> Result<Opened, SourceError> {
         let best = encoder::choose(self.settings.encoder.prefer, picture)?;
         let mut failures = Vec::new();
+        let low = self.low_picture(picture);
         for attempt in self.attempts(capture, best, picture) {
             let Attempt { capture, choice } = attempt?;
             let settings =
                 EncodeSettings { picture, bitrate, keyframe_interval: self.settings.encoder.keyframe_interval };
             let copies = !matches!(capture, CapturePlan::Device { dmabuf: true, .. });
-            let plan = Plan { capture, encoder: Some((choice.kind, settings)) };
+            let plan = Plan { capture, encoder: Some((choice.kind, settings)), low: low.clone().ok() };
             match Pipeline::open(&plan, feed.clone(), cancelled) {
                 Ok(pipeline) => {
                     let reason = [vec![choice.reason], failures].concat().join("; ");
                     let stream = stream(source, picture, choice.kind.name(), reason);
-                    return Ok(Opened { source: Box::new(pipeline), stream });
+                    return Ok(Opened { source: Box::new(pipeline), stream, no_low: low.err() });
                 }
                 Err(SourceError::Scattered) => {
                     debug!("pictures have to be copied: they are scattered in the camera's memory");
@@ -133,6 +138,19 @@ impl Opener {
             }
         }
         Err(SourceError::Graph(failures.join("; ")))
+    }
+
+    /// What the low rendition of a picture is, or why there can be none.
+    fn low_picture(&self, high: Picture) -> Result<Picture, String> {
+        let Some(LowSettings { width, height, .. }) = self.settings.low else {
+            return Err("it is not wanted: low.enabled = false".into());
+        };
+        let smaller = |wanted: Option<u32>, full: u32| wanted.filter(|&wanted| wanted < full).unwrap_or(full / 4 * 2);
+        let low = Picture { width: smaller(width, high.width), height: smaller(height, high.height), rate: high.rate };
+        if low.width.min(low.height) < SMALLEST {
+            return Err(format!("{}x{} is too small for a smaller one", high.width, high.height));
+        }
+        Ok(low)
     }
 
     /// In the order in which they are to be tried.
@@ -167,6 +185,9 @@ struct Attempt {
     capture: CapturePlan,
     choice: EncoderChoice,
 }
+
+/// In pixels; what every encoder takes (bcm2835-v4l2-codec.c: MIN_W, MIN_H).
+const SMALLEST: u32 = 32;
 
 /// What stands in place of an encoder's name when there is none.
 const PASSTHROUGH: &str = "passthrough";

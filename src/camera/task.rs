@@ -1,4 +1,4 @@
-//! The task of one camera: carries out what [`Capture`] decides, and publishes it.
+//! The task of one camera: carries out what [`Capture`] and [`LowCapture`] decide, and publishes it.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,10 +9,11 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info, warn};
 
-use super::{EncoderSettings, Feed, Open, Opened, Sink, SourceError, VideoSource, now};
-use crate::core::camera::{CameraState, CameraStatus, Demand, LowState, Stream};
+use super::{EncoderSettings, Feed, LowFeed, LowSettings, Open, Opened, Sink, SourceError, VideoSource, now};
+use crate::core::camera::{CameraState, CameraStatus, Demand, LowDemand, LowState, Rendition, Stream};
 use crate::core::capture::{Capture, Patience, Step};
 use crate::core::counters::CameraCounters;
+use crate::core::low::{LowCapture, LowStep};
 
 /// Running, yet no picture for so long: stalled.
 const STALL_AFTER: Duration = Duration::from_secs(2);
@@ -20,9 +21,17 @@ const WELL_AFTER: Duration = Duration::from_secs(10);
 /// How often is looked for a device that was plugged in, while somebody waits for it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// What demand may ask for at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) linger: Duration,
+    pub(super) encoder: EncoderSettings,
+    pub(super) low: Option<LowSettings>,
+}
+
 pub(super) struct CameraTask {
     opener: Arc<dyn Open>,
-    encoder: EncoderSettings,
+    limits: Limits,
     sink: Sink,
     status: watch::Sender<CameraStatus>,
     counters: Arc<CameraCounters>,
@@ -41,6 +50,9 @@ pub(super) struct CameraTask {
     last_unit: Arc<Mutex<Instant>>,
     failure: Option<mpsc::Receiver<SourceError>>,
     stream: Option<Stream>,
+    low: LowCapture,
+    /// What becomes of the second encoder, while there is to be one.
+    low_state: Option<watch::Receiver<LowState>>,
     /// The files there were to be opened when they were looked for last.
     present: Vec<PathBuf>,
 }
@@ -53,19 +65,18 @@ enum Work {
 impl CameraTask {
     pub(super) fn new(
         opener: Arc<dyn Open>,
-        linger: Duration,
-        encoder: EncoderSettings,
+        limits: Limits,
         sink: Sink,
         status: watch::Sender<CameraStatus>,
         counters: Arc<CameraCounters>,
         stopping: CancellationToken,
     ) -> Self {
         let start = now();
-        let nothing = Demand { running: false, off: false, bitrate: encoder.max, keyframe: 0, low: None };
-        let patience = Patience { linger, stall_after: STALL_AFTER, well_after: WELL_AFTER };
+        let nothing = Demand { running: false, off: false, bitrate: limits.encoder.max, keyframe: 0, low: None };
+        let patience = Patience { linger: limits.linger, stall_after: STALL_AFTER, well_after: WELL_AFTER };
         Self {
             opener,
-            encoder,
+            limits,
             sink,
             status,
             counters,
@@ -79,6 +90,8 @@ impl CameraTask {
             last_unit: Arc::new(Mutex::new(start)),
             failure: None,
             stream: None,
+            low: LowCapture::new(),
+            low_state: None,
             present: Vec::new(),
         }
     }
@@ -104,6 +117,10 @@ impl CameraTask {
                 done = finished(&mut self.work) => self.handle_work(done),
                 // While an opening is on its way, its own result comes first.
                 error = failed(&mut self.failure), if self.work.is_none() => self.handle_failure(&error),
+                state = changed(&mut self.low_state) => {
+                    self.handle_low_state(state);
+                    None
+                }
                 changed = demand.changed(), if listening => match changed {
                     Ok(()) => {
                         let wanted = *demand.borrow_and_update();
@@ -123,7 +140,9 @@ impl CameraTask {
     }
 
     fn handle_demand(&mut self, wanted: Demand) -> Option<Step> {
-        self.wanted = Demand { bitrate: wanted.bitrate.clamp(self.encoder.min, self.encoder.max), ..wanted };
+        self.wanted = self.limited(wanted);
+        let step = self.low.set_wanted(self.wanted.low.is_some());
+        self.carry_out_low(step);
         self.tell();
         if wanted.off {
             self.cancelled.cancel();
@@ -132,14 +151,25 @@ impl CameraTask {
         self.capture.set_wanted(wanted.running && !wanted.off, now())
     }
 
+    fn limited(&self, wanted: Demand) -> Demand {
+        let Limits { encoder, low: limits, .. } = self.limits;
+        let low = wanted.low.map(|low| match limits {
+            Some(limits) => LowDemand { bitrate: low.bitrate.clamp(limits.min, limits.max), ..low },
+            None => low,
+        });
+        Demand { bitrate: wanted.bitrate.clamp(encoder.min, encoder.max), low, ..wanted }
+    }
+
     fn handle_work(&mut self, done: Result<Work, JoinError>) -> Option<Step> {
         self.work = None;
         match done {
-            Ok(Work::Opened(Ok(Opened { source, stream }))) => {
+            Ok(Work::Opened(Ok(Opened { source, stream, no_low }))) => {
                 info!(source = stream.source, encoder = stream.encoder, reason = stream.encoder_reason, "camera open");
                 self.counters.opened.add(1);
                 self.source = Some(source);
                 self.stream = Some(stream);
+                let low = self.low.handle_source_opened(no_low);
+                self.carry_out_low(low);
                 self.tell();
                 self.capture.handle_opened(now())
             }
@@ -167,7 +197,25 @@ impl CameraTask {
         self.capture.handle_failure(error.in_full(), rand::random(), now())
     }
 
+    fn handle_low_state(&mut self, state: LowState) {
+        match &state {
+            LowState::Open { width, height, encoder } => {
+                info!(width, height, encoder, "low rendition open");
+                self.counters.low.opened.add(1);
+            }
+            LowState::Unavailable { reason } => {
+                warn!(reason, "no low rendition");
+                self.counters.low.failed.add(1);
+                self.low_state = None;
+            }
+            LowState::Closed => {}
+        }
+        self.low.handle_state(state, rand::random(), now());
+    }
+
     fn handle_timeout(&mut self) -> Option<Step> {
+        let low = self.low.handle_timeout(now());
+        self.carry_out_low(low);
         if self.capture.is_running() {
             self.capture.handle_unit(*self.last_unit.lock().unwrap_or_else(PoisonError::into_inner));
         } else {
@@ -196,7 +244,8 @@ impl CameraTask {
     /// When time alone changes something.
     fn wake_at(&self) -> Option<Instant> {
         let at = self.capture.poll_timeout()?;
-        Some(if self.capture.is_running() { at } else { at.min(now() + LOOK_EVERY) })
+        let low = self.low.poll_timeout().unwrap_or(at);
+        Some(if self.capture.is_running() { at.min(low) } else { at.min(now() + LOOK_EVERY) })
     }
 
     fn carry_out(&mut self, step: Option<Step>) {
@@ -223,6 +272,8 @@ impl CameraTask {
             }
             Some(Step::Close) => {
                 self.failure = None;
+                self.low.handle_source_closed();
+                self.low_state = None;
                 let source = self.source.take();
                 self.work = Some(spawn_blocking(move || {
                     span.in_scope(|| source.into_iter().for_each(VideoSource::stop));
@@ -237,19 +288,55 @@ impl CameraTask {
         let Some(source) = &mut self.source else { return };
         if self.wanted.bitrate != self.told.bitrate {
             debug!(bitrate = %self.wanted.bitrate, "bitrate");
-            source.set_bitrate(self.wanted.bitrate);
+            source.set_bitrate(Rendition::High, self.wanted.bitrate);
         }
         if self.wanted.keyframe > self.told.keyframe {
             self.counters.keyframes_asked.add(1);
-            source.request_keyframe();
+            source.request_keyframe(Rendition::High);
+        }
+        if let (Some(wanted), Some(told)) = (self.wanted.low, self.told.low)
+            && self.low.is_open()
+        {
+            if wanted.bitrate != told.bitrate {
+                debug!(bitrate = %wanted.bitrate, "bitrate of the low rendition");
+                source.set_bitrate(Rendition::Low, wanted.bitrate);
+            }
+            if wanted.keyframe > told.keyframe {
+                self.counters.low.keyframes_asked.add(1);
+                source.request_keyframe(Rendition::Low);
+            }
         }
         self.told = self.wanted;
     }
 
+    fn carry_out_low(&mut self, step: Option<LowStep>) {
+        let Some(source) = &mut self.source else { return };
+        match (step, self.wanted.low) {
+            (Some(LowStep::Open), Some(wanted)) => {
+                let (state, states) = watch::channel(LowState::Closed);
+                self.low_state = Some(states);
+                let feed = LowFeed { sink: Arc::clone(&self.sink), counters: Arc::clone(&self.counters), state };
+                debug!(bitrate = %wanted.bitrate, "low rendition wanted");
+                source.open_low(wanted.bitrate, feed);
+                // It begins with a keyframe and this bitrate: what was wished up to now is fulfilled.
+                self.told.low = Some(wanted);
+            }
+            (Some(LowStep::Close), _) => {
+                info!("low rendition closed");
+                self.low_state = None;
+                source.close_low();
+            }
+            (Some(LowStep::Open) | None, _) => {}
+        }
+    }
+
     fn publish(&self) {
-        let new = CameraStatus { state: self.capture.state(now()), stream: self.stream.clone(), low: LowState::Closed };
+        let low = self.wanted.low.filter(|_| self.low.is_open()).map_or(0, |low| low.bitrate.kbps());
+        self.counters.low.bitrate_kbps.set(low.into());
+        let new = CameraStatus { state: self.capture.state(now()), stream: self.stream.clone(), low: self.low.state() };
         self.status.send_if_modified(|status| {
-            let changed = status.stream != new.stream || !is_same(&status.state, &new.state);
+            let same_state = is_same(&status.state, &new.state);
+            let changed = status.stream != new.stream || status.low != new.low || !same_state;
             if changed {
                 *status = new;
             }
@@ -273,6 +360,16 @@ async fn finished(work: &mut Option<JoinHandle<Work>>) -> Result<Work, JoinError
     }
 }
 
+/// The newest news; pending for ever where none can come any more.
+async fn changed(state: &mut Option<watch::Receiver<LowState>>) -> LowState {
+    if let Some(states) = state
+        && states.changed().await.is_ok()
+    {
+        return states.borrow_and_update().clone();
+    }
+    std::future::pending().await
+}
+
 async fn failed(failure: &mut Option<mpsc::Receiver<SourceError>>) -> SourceError {
     match failure {
         Some(failures) => match failures.recv().await {
@@ -284,311 +381,5 @@ async fn failed(failure: &mut Option<mpsc::Receiver<SourceError>>) -> SourceErro
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::core::access_unit::Bitrate;
-
-    #[tokio::test(start_paused = true)]
-    async fn the_camera_opens_with_the_first_viewer_and_closes_a_linger_after_the_last() {
-        let mut rig = Rig::new(Device::default());
-        assert_eq!(rig.state(), CameraState::Idle);
-        rig.want(true);
-        rig.reaches(&CameraState::Running).await;
-        rig.want(false);
-        let started = now();
-        rig.reaches(&CameraState::Idle).await;
-        assert_eq!((now() - started).as_secs(), LINGER.as_secs());
-        assert_eq!(rig.device.log(), ["open at 1000 kbit/s", "stop"]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_source_hears_of_bitrate_and_keyframes_once_each() {
-        let mut rig = Rig::new(Device::default());
-        rig.want(true);
-        rig.reaches(&CameraState::Running).await;
-        for (kbps, keyframe) in [(1000, 1), (1000, 1), (500, 1), (500, 3), (90_000, 3), (1, 3)] {
-            rig.demand.send_replace(Demand {
-                running: true,
-                off: false,
-                bitrate: Bitrate::from_kbps(kbps),
-                keyframe,
-                low: None,
-            });
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let expected = ["open at 1000 kbit/s", "keyframe", "500 kbit/s", "keyframe", "2000 kbit/s", "100 kbit/s"];
-        assert_eq!(rig.device.log(), expected);
-        assert_eq!(rig.counters.keyframes_asked.get(), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_keyframe_wished_while_opening_is_not_lost() {
-        let mut rig = Rig::new(Device::default());
-        rig.device.slow.store(true, Ordering::Relaxed);
-        rig.want(true);
-        rig.reaches(&CameraState::Opening).await;
-        rig.demand.send_modify(|demand| demand.keyframe += 1);
-        rig.device.slow.store(false, Ordering::Relaxed);
-        rig.reaches(&CameraState::Running).await;
-        assert_eq!(rig.device.log(), ["open at 1000 kbit/s", "keyframe"]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_camera_that_cannot_be_opened_is_tried_until_it_can() {
-        let mut rig = Rig::new(Device::failing(20));
-        rig.want(true);
-        let error = rig.failed().await;
-        assert!(error.contains("no first picture within 5 s"), "{error}");
-        rig.reaches(&CameraState::Running).await;
-        assert_eq!(rig.counters.failed.get(), 20);
-        assert_eq!(rig.counters.opened.get(), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_failure_while_running_closes_and_opens_again() {
-        let mut rig = Rig::new(Device::default());
-        rig.want(true);
-        rig.reaches(&CameraState::Running).await;
-        rig.device.feed().failed(SourceError::Graph("pulled".into()));
-        assert!(rig.failed().await.contains("pulled"));
-        rig.reaches(&CameraState::Running).await;
-        assert_eq!(rig.device.log(), ["open at 1000 kbit/s", "stop", "open at 1000 kbit/s"]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_stall_is_noticed_within_two_seconds() {
-        let mut rig = Rig::new(Device::default());
-        rig.want(true);
-        rig.reaches(&CameraState::Running).await;
-        for _ in 0..10 {
-            tokio::time::sleep(STALL_AFTER * 9 / 10).await;
-            rig.device.feed().unit(now(), false, Bytes::new());
-        }
-        assert_eq!(rig.state(), CameraState::Running);
-        let started = now();
-        assert!(rig.failed().await.contains("no picture for 2 s"));
-        assert_eq!((now() - started).as_secs(), STALL_AFTER.as_secs());
-        rig.reaches(&CameraState::Running).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_camera_plugged_in_again_does_not_wait_for_its_turn() {
-        let mut rig = Rig::new(Device::failing(usize::MAX));
-        rig.device.absent.store(true, Ordering::Relaxed);
-        rig.want(true);
-        rig.failed().await;
-        tokio::time::sleep(Duration::from_secs(200)).await;
-        rig.device.failures.store(0, Ordering::Relaxed);
-        rig.device.absent.store(false, Ordering::Relaxed);
-        let started = now();
-        rig.reaches(&CameraState::Running).await;
-        assert!(now() - started <= LOOK_EVERY);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_camera_switched_off_is_closed_without_linger() {
-        let mut rig = Rig::new(Device::default());
-        rig.want(true);
-        rig.reaches(&CameraState::Running).await;
-        rig.want(false);
-        let started = now();
-        rig.demand.send_modify(|demand| demand.off = true);
-        rig.reaches(&CameraState::Idle).await;
-        assert_eq!(now(), started);
-        assert_eq!(rig.device.log().last().unwrap(), "stop");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_camera_switched_off_while_it_opens_does_not_open() {
-        let mut rig = Rig::new(Device::default());
-        rig.device.slow.store(true, Ordering::Relaxed);
-        rig.want(true);
-        rig.reaches(&CameraState::Opening).await;
-        rig.demand.send_modify(|demand| (demand.running, demand.off) = (false, true));
-        rig.reaches(&CameraState::Idle).await;
-        assert_eq!(rig.device.log(), [""; 0]);
-        rig.device.slow.store(false, Ordering::Relaxed);
-        rig.demand.send_modify(|demand| (demand.running, demand.off) = (true, false));
-        rig.reaches(&CameraState::Running).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_camera_switched_off_and_on_while_it_opens_is_not_said_to_have_failed() {
-        let mut rig = Rig::new(Device::default());
-        rig.device.slow.store(true, Ordering::Relaxed);
-        rig.device.deaf.store(true, Ordering::Relaxed);
-        rig.want(true);
-        rig.reaches(&CameraState::Opening).await;
-        let started = now();
-        rig.demand.send_modify(|demand| (demand.running, demand.off) = (false, true));
-        tokio::task::yield_now().await;
-        rig.demand.send_modify(|demand| (demand.running, demand.off) = (true, false));
-        tokio::task::yield_now().await;
-        // Only now does the driver come back from what was cut short.
-        rig.device.deaf.store(false, Ordering::Relaxed);
-        while !rig.device.cut_short.load(Ordering::Relaxed) {
-            std::thread::yield_now();
-        }
-        rig.device.slow.store(false, Ordering::Relaxed);
-        rig.reaches(&CameraState::Running).await;
-        assert_eq!(now(), started, "it waited before it opened again");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn stopping_leaves_the_device_free() {
-        for running in [true, false] {
-            let mut rig = Rig::new(Device::default());
-            rig.want(true);
-            if running {
-                rig.reaches(&CameraState::Running).await;
-            }
-            rig.stopping.cancel();
-            rig.task.await.unwrap();
-            let log = rig.device.log();
-            assert!(log.last().is_none_or(|last| last == "stop"), "{log:?}");
-            assert!(log.len() == 2 || !running, "{log:?}");
-        }
-    }
-
-    const LINGER: Duration = Duration::from_secs(1);
-
-    struct Rig {
-        demand: watch::Sender<Demand>,
-        status: watch::Receiver<CameraStatus>,
-        counters: Arc<CameraCounters>,
-        stopping: CancellationToken,
-        device: Arc<Device>,
-        task: JoinHandle<()>,
-    }
-
-    impl Rig {
-        fn new(device: Device) -> Self {
-            let device = Arc::new(device);
-            let kbps = Bitrate::from_kbps;
-            let encoder = EncoderSettings {
-                prefer: super::super::Prefer::Auto,
-                max: kbps(2000),
-                min: kbps(100),
-                keyframe_interval: Duration::from_secs(2),
-            };
-            let (demand, wanted) =
-                watch::channel(Demand { running: false, off: false, bitrate: kbps(1000), keyframe: 0, low: None });
-            let (status, seen) =
-                watch::channel(CameraStatus { state: CameraState::Idle, stream: None, low: LowState::Closed });
-            let counters = Arc::new(CameraCounters::default());
-            let opener = Arc::new(FakeOpener(Arc::clone(&device)));
-            let stopping = CancellationToken::new();
-            let sink: Sink = Arc::new(|_, _| {});
-            let task = CameraTask::new(opener, LINGER, encoder, sink, status, Arc::clone(&counters), stopping.clone());
-            #[expect(clippy::disallowed_methods, reason = "the test waits for the task itself")]
-            let task = tokio::spawn(task.run(wanted));
-            Self { demand, status: seen, counters, stopping, device, task }
-        }
-
-        fn want(&self, running: bool) {
-            self.demand.send_modify(|demand| demand.running = running);
-        }
-
-        fn state(&self) -> CameraState {
-            self.status.borrow().state.clone()
-        }
-
-        async fn reaches(&mut self, state: &CameraState) {
-            self.status.wait_for(|status| status.state == *state).await.unwrap();
-        }
-
-        async fn failed(&mut self) -> String {
-            let is_failure = |status: &CameraStatus| matches!(status.state, CameraState::BackingOff { .. });
-            match &self.status.wait_for(is_failure).await.unwrap().state {
-                CameraState::BackingOff { error, .. } => error.clone(),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// A device that keeps a diary. Gives pictures only when a test makes it.
-    #[derive(Default)]
-    struct Device {
-        failures: AtomicUsize,
-        absent: AtomicBool,
-        slow: AtomicBool,
-        /// Being told to stop opening is not heard yet; and it was.
-        deaf: AtomicBool,
-        cut_short: AtomicBool,
-        diary: Mutex<Vec<String>>,
-        feed: Mutex<Option<Feed>>,
-    }
-
-    impl Device {
-        fn failing(failures: usize) -> Self {
-            Self { failures: failures.into(), ..Self::default() }
-        }
-
-        fn log(&self) -> Vec<String> {
-            self.diary.lock().unwrap().clone()
-        }
-
-        fn note(&self, what: String) {
-            self.diary.lock().unwrap().push(what);
-        }
-
-        fn feed(&self) -> Feed {
-            self.feed.lock().unwrap().clone().unwrap()
-        }
-    }
-
-    struct FakeOpener(Arc<Device>);
-
-    impl Open for FakeOpener {
-        fn open(&self, bitrate: Bitrate, feed: Feed, cancelled: &CancellationToken) -> Result<Opened, SourceError> {
-            let device = &self.0;
-            while device.slow.load(Ordering::Relaxed) {
-                if cancelled.is_cancelled() && !device.deaf.load(Ordering::Relaxed) {
-                    device.cut_short.store(true, Ordering::Relaxed);
-                    return Err(SourceError::Cancelled);
-                }
-                std::thread::yield_now();
-            }
-            if device.failures.load(Ordering::Relaxed) > 0 {
-                device.failures.fetch_sub(1, Ordering::Relaxed);
-                return Err(SourceError::NoPicture { within: Duration::from_secs(5) });
-            }
-            device.note(format!("open at {bitrate}"));
-            *device.feed.lock().unwrap() = Some(feed);
-            let stream = Stream {
-                source: "a fake".into(),
-                width: 1,
-                height: 1,
-                fps: 1,
-                encoder: "none".into(),
-                encoder_reason: String::new(),
-            };
-            Ok(Opened { source: Box::new(FakeSource(Arc::clone(device))), stream })
-        }
-
-        fn present(&self) -> Vec<PathBuf> {
-            let is_there = !self.0.absent.load(Ordering::Relaxed);
-            is_there.then(|| "/dev/fake".into()).into_iter().collect()
-        }
-    }
-
-    struct FakeSource(Arc<Device>);
-
-    impl VideoSource for FakeSource {
-        fn set_bitrate(&mut self, bitrate: Bitrate) {
-            self.0.note(bitrate.to_string());
-        }
-
-        fn request_keyframe(&mut self) {
-            self.0.note("keyframe".into());
-        }
-
-        fn stop(self: Box<Self>) {
-            self.0.note("stop".into());
-        }
-    }
-}
+#[path = "task_test.rs"]
+mod tests;

@@ -111,6 +111,7 @@ pub(super) struct CameraToml {
     pub(super) linger_s: i64,
     pub(super) max_viewers: i64,
     pub(super) encoder: EncoderToml,
+    pub(super) low: LowToml,
     pub(super) controls: BTreeMap<String, i64>,
 }
 
@@ -121,6 +122,16 @@ pub(super) struct EncoderToml {
     pub(super) max_kbps: i64,
     pub(super) min_kbps: i64,
     pub(super) keyframe_interval_s: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LowToml {
+    pub(super) enabled: bool,
+    pub(super) width: i64,
+    pub(super) height: i64,
+    pub(super) max_kbps: i64,
+    pub(super) min_kbps: i64,
 }
 
 impl ConfigToml {
@@ -228,6 +239,7 @@ impl Default for CameraToml {
             linger_s: 10,
             max_viewers: 8,
             encoder: EncoderToml::default(),
+            low: LowToml::default(),
             controls: BTreeMap::new(),
         }
     }
@@ -236,6 +248,12 @@ impl Default for CameraToml {
 impl Default for EncoderToml {
     fn default() -> Self {
         Self { prefer: "auto".into(), max_kbps: 2500, min_kbps: 150, keyframe_interval_s: 2 }
+    }
+}
+
+impl Default for LowToml {
+    fn default() -> Self {
+        Self { enabled: true, width: 0, height: 0, max_kbps: 500, min_kbps: 100 }
     }
 }
 

@@ -301,5 +301,8 @@ fn distinct(camera: CameraSettings, others: &[CameraSettings]) -> Result<CameraS
 
 /// What the viewers' rules need to know of a camera's encoders.
 fn renditions(camera: &CameraSettings) -> RenditionsSettings {
-    RenditionsSettings { high: Range { least: camera.encoder.min, most: camera.encoder.max }, low: None }
+    RenditionsSettings {
+        high: Range { least: camera.encoder.min, most: camera.encoder.max },
+        low: camera.low.map(|low| Range { least: low.min, most: low.max }),
+    }
 }

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::Wrong;
-use super::file::{AuthToml, CameraToml, EncoderToml, HttpToml, IceServerToml, IceToml, LimitsToml, LogToml};
+use super::file::{AuthToml, CameraToml, EncoderToml, HttpToml, IceServerToml, IceToml, LimitsToml, LogToml, LowToml};
 use super::secret::Secrets;
-use crate::camera::{CameraSettings, EncoderSettings, Prefer, Source};
+use crate::camera::{CameraSettings, EncoderSettings, LowSettings, Prefer, Source};
 use crate::core::access_unit::Bitrate;
 use crate::core::sessions::SessionsSettings;
 use crate::core::signal::{CameraId, is_name};
@@ -233,7 +233,7 @@ impl TryFrom<CameraToml> for CameraSettings {
     type Error = Wrong;
 
     fn try_from(camera: CameraToml) -> Result<Self, Wrong> {
-        let CameraToml { id, source, width, height, fps, linger_s, max_viewers: _, encoder, controls } = camera;
+        let CameraToml { id, source, width, height, fps, linger_s, max_viewers: _, encoder, low, controls } = camera;
         if id.is_empty() {
             return Err(Wrong::new("id", format!("every camera needs one; {NAME_RULE}")));
         }
@@ -256,11 +256,13 @@ impl TryFrom<CameraToml> for CameraSettings {
             let what = "cannot be a control; `edgecam devices` lists their names, like white_balance_temperature";
             return Err(Wrong::new(format!("controls.{name}"), what));
         }
+        let (width, height) = (even("width", width, 32..=7680)?, even("height", height, 32..=4320)?);
         Ok(Self {
             id,
             source: read_source(&source)?,
-            width: even("width", width, 32..=7680)?,
-            height: even("height", height, 32..=4320)?,
+            width,
+            height,
+            low: low_rendition(&low, (width, height), encoder.max).map_err(|wrong| wrong.within("low"))?,
             fps,
             linger: seconds("linger_s", linger_s, 0..=86_400)?,
             encoder,
@@ -279,17 +281,42 @@ impl TryFrom<EncoderToml> for EncoderSettings {
             ("software", Prefer::Software),
             ("passthrough", Prefer::Passthrough),
         ];
-        // What the Raspberry Pi's encoder takes (bcm2835-v4l2-codec.c), and all that others need.
-        const KBPS: RangeInclusive<i64> = 25..=25_000;
-        let max = Bitrate::from_kbps(whole("max_kbps", max_kbps, KBPS, "kbit/s")?);
-        let min = Bitrate::from_kbps(whole("min_kbps", min_kbps, KBPS, "kbit/s")?);
-        if min > max {
-            let what = format!("{min_kbps} is above max_kbps ({max_kbps}); lower it or raise max_kbps");
-            return Err(Wrong::new("min_kbps", what));
-        }
+        let (max, min) = rates(max_kbps, min_kbps)?;
         let keyframe_interval = seconds("keyframe_interval_s", keyframe_interval_s, 1..=60)?;
         Ok(Self { prefer: one_of("prefer", &prefer, &CHOICES)?, max, min, keyframe_interval })
     }
+}
+
+/// The second, smaller rendition of a camera whose picture is `high` pixels and takes `most` at most; `None`: it is not wanted.
+fn low_rendition(low: &LowToml, high: (u32, u32), most: Bitrate) -> Result<Option<LowSettings>, Wrong> {
+    let LowToml { enabled, width, height, max_kbps, min_kbps } = *low;
+    let side = |key, pixels: i64, high: u32| {
+        if pixels == 0 {
+            return Ok(None);
+        }
+        let pixels = even(key, pixels, 32..=7680)?;
+        if pixels >= high {
+            let what = format!("{pixels} is not below the camera's own {key} ({high}); lower it, or write 0 for half");
+            return Err(Wrong::new(key, what));
+        }
+        Ok(Some(pixels))
+    };
+    let (width, height) = (side("width", width, high.0)?, side("height", height, high.1)?);
+    let (max, min) = rates(max_kbps, min_kbps)?;
+    Ok(enabled.then(|| LowSettings { width, height, max: max.min(most), min: min.min(most) }))
+}
+
+/// The most and the least bits a second.
+fn rates(max_kbps: i64, min_kbps: i64) -> Result<(Bitrate, Bitrate), Wrong> {
+    // What the Raspberry Pi's encoder takes (bcm2835-v4l2-codec.c), and all that others need.
+    const KBPS: RangeInclusive<i64> = 25..=25_000;
+    let max = Bitrate::from_kbps(whole("max_kbps", max_kbps, KBPS, "kbit/s")?);
+    let min = Bitrate::from_kbps(whole("min_kbps", min_kbps, KBPS, "kbit/s")?);
+    if min > max {
+        let what = format!("{min_kbps} is above max_kbps ({max_kbps}); lower it or raise max_kbps");
+        return Err(Wrong::new("min_kbps", what));
+    }
+    Ok((max, min))
 }
 
 const NAME_RULE: &str = "1 to 64 of the characters a-z A-Z 0-9 _ -";

@@ -78,6 +78,23 @@ pub struct CameraCounters {
     pub switched_off: Count,
     /// Level: the bitrate asked of the encoder; zero before it ran.
     pub bitrate_kbps: Count,
+    pub low: LowCounters,
+}
+
+/// The figures of a camera's low rendition; those of the camera itself do not hold them.
+#[derive(Debug, Default)]
+pub struct LowCounters {
+    /// Access units that came out of the second encoder, and their bytes.
+    pub units_captured: Count,
+    pub bytes_captured: Count,
+    pub keyframes_captured: Count,
+    /// Keyframes asked of it, after merging.
+    pub keyframes_asked: Count,
+    /// Times it was opened, and times it could not be or failed.
+    pub opened: Count,
+    pub failed: Count,
+    /// Level: the bitrate asked of it; zero while it is closed.
+    pub bitrate_kbps: Count,
 }
 
 /// The whole daemon's figures about viewers.

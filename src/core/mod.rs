@@ -13,6 +13,7 @@ pub mod counters;
 pub mod demand;
 pub mod figures;
 pub mod gop_ring;
+pub mod low;
 pub mod pace;
 pub mod places;
 pub mod renditions;

@@ -97,6 +97,11 @@ impl Encoder {
         pad.pad_template_caps().can_intersect(&wanted)
     }
 
+    /// What it takes with the least ado.
+    pub(in crate::camera) fn preferred_format(&self) -> &'static str {
+        if self.takes("NV12") { "NV12" } else { "I420" }
+    }
+
     /// Takes effect with one of the next pictures. May wait for the driver.
     pub(in crate::camera) fn set_bitrate(&self, bitrate: Bitrate) {
         match self.kind {
@@ -172,6 +177,8 @@ impl Encoder {
         self.element.set_property("key-int-max", settings.pictures_per_keyframe());
         self.element.set_property("bitrate", settings.bitrate.kbps().max(1));
         self.element.set_property("aud", false);
+        // So much of the rate's worth may a picture take at once: a keyframe stays below 250 ms of it (docs/decisions/0102).
+        self.element.set_property("vbv-buf-capacity", 400u32);
         self.set_output_caps(gst::Caps::builder("video/x-h264"));
     }
 

@@ -16,6 +16,7 @@ use crate::camera::test_source::Mark;
 use crate::camera::{Feed, VideoSource};
 use crate::core::access_unit::{AccessUnit, Bitrate};
 use crate::core::annex_b::{Contents, Sps};
+use crate::core::camera::Rendition;
 
 /// Long enough for a busy machine; reached only when something is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,7 +73,7 @@ fn a_keyframe_that_is_asked_for_comes_soon() {
     for kind in SOFTWARE {
         let mut camera = Camera::open(kind, Bitrate::from_kbps(1000), Duration::from_secs(600));
         camera.next(20);
-        camera.source.request_keyframe();
+        camera.source.request_keyframe(Rendition::High);
         // Those under way when the wish was heard, and those a busy machine lets pass before.
         let units = camera.next(30);
         assert!(units.iter().any(|unit| unit.is_keyframe), "{kind:?}: none in 30 pictures");
@@ -87,7 +88,7 @@ fn the_bitrate_follows_down_and_up_while_running() {
         let mut camera = Camera::open(kind, Bitrate::from_kbps(1600), Duration::from_secs(600));
         let mut measured = Vec::new();
         for kbps in [1600, 400, 1600] {
-            camera.source.set_bitrate(Bitrate::from_kbps(kbps));
+            camera.source.set_bitrate(Rendition::High, Bitrate::from_kbps(kbps));
             camera.next(25);
             let units = camera.next(50);
             let bytes: usize = units.iter().map(|unit| unit.data.len()).sum();
@@ -135,7 +136,7 @@ impl Camera {
         let (sender, units) = sync_channel(1000);
         let sink = Arc::new(move |_, unit| sender.try_send(unit).unwrap());
         let settings = EncodeSettings { picture: PICTURE, bitrate, keyframe_interval };
-        let plan = Plan { capture: CapturePlan::Test(PICTURE), encoder: Some((kind, settings)) };
+        let plan = Plan { capture: CapturePlan::Test(PICTURE), encoder: Some((kind, settings)), low: None };
         let pipeline = Pipeline::open(&plan, Feed::to(sink), &CancellationToken::new()).unwrap();
         Self { source: Box::new(pipeline), units }
     }

@@ -136,21 +136,49 @@ pub(super) struct Picture {
     pub(super) rate: Rate,
 }
 
+impl Picture {
+    fn macroblocks_per_second(&self) -> f64 {
+        f64::from(self.width.div_ceil(16) * self.height.div_ceil(16)) * self.rate.as_f64()
+    }
+}
+
 /// Picks the best working encoder for a picture. Blocks when an encoder was not tried before.
 pub(super) fn choose(prefer: Prefer, picture: Picture) -> Result<EncoderChoice, SourceError> {
     pipeline::init()?;
-    Ok(choose_by(prefer, picture, test)?)
+    let no_hardware = (prefer == Prefer::Software).then(|| "a software encoder was asked for".to_owned());
+    Ok(choose_by(no_hardware, picture, test)?)
+}
+
+/// Picks the encoder for a second picture while another is encoded already. `no_hardware`: why it is to be software, if so.
+pub(super) fn choose_beside(
+    (kind, first): (Kind, Picture),
+    second: Picture,
+    no_hardware: Option<String>,
+) -> Result<EncoderChoice, SourceError> {
+    let no_hardware = no_hardware.or_else(|| no_room_beside(kind, first, second));
+    Ok(choose_by(no_hardware, second, test)?)
+}
+
+fn no_room_beside(kind: Kind, first: Picture, second: Picture) -> Option<String> {
+    if kind != Kind::V4l2 {
+        return Some("the high rendition is encoded in software".into());
+    }
+    let is_too_much = first.macroblocks_per_second() + second.macroblocks_per_second() > V4L2_MACROBLOCKS;
+    is_too_much.then(|| {
+        let Picture { width, height, rate } = first;
+        format!("v4l2h264enc has no room for it beside {width}x{height} at {rate} fps")
+    })
 }
 
 fn choose_by(
-    prefer: Prefer,
+    no_hardware: Option<String>,
     picture: Picture,
     mut test: impl FnMut(Kind) -> Outcome,
 ) -> Result<EncoderChoice, EncoderError> {
-    let mut why_not = Vec::new();
+    let mut why_not = Vec::from_iter(no_hardware);
+    let is_software = !why_not.is_empty();
     for kind in Kind::ALL {
-        if kind == Kind::V4l2 && prefer == Prefer::Software {
-            why_not.push("a software encoder was asked for".to_owned());
+        if kind == Kind::V4l2 && is_software {
             continue;
         }
         if let Some(limit) = limit(kind, picture) {
@@ -193,6 +221,8 @@ fn limit(kind: Kind, Picture { width, height, rate }: Picture) -> Option<String>
 const V4L2_LARGEST: u32 = 1920;
 /// <https://github.com/raspberrypi/linux/issues/4739>
 const V4L2_SLOWEST: f64 = 9.0;
+/// What the Pi's encoder does in a second, all its pictures together: 1920x1080 at 30 fps, level 4 (ITU-T H.264, table A-1).
+const V4L2_MACROBLOCKS: f64 = 245_760.0;
 
 /// What trying an encoder told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -350,7 +380,7 @@ mod tests {
 
     #[test]
     fn hardware_that_works_is_used() {
-        let choice = choose_by(Prefer::Auto, HD, |_| Outcome::Works).unwrap();
+        let choice = choose_by(None, HD, |_| Outcome::Works).unwrap();
         assert_eq!(choice, EncoderChoice { kind: Kind::V4l2, reason: "v4l2h264enc encodes in hardware".into() });
     }
 
@@ -361,7 +391,7 @@ mod tests {
             Kind::X264 => Outcome::Failed("no picture within 5 s".into()),
             Kind::OpenH264 => Outcome::Works,
         };
-        let choice = choose_by(Prefer::Hardware, HD, outcomes).unwrap();
+        let choice = choose_by(None, HD, outcomes).unwrap();
         assert_eq!(choice.kind, Kind::OpenH264);
         assert_eq!(
             choice.reason,
@@ -372,7 +402,8 @@ mod tests {
 
     #[test]
     fn an_owner_who_wants_software_gets_it() {
-        let choice = choose_by(Prefer::Software, HD, |_| Outcome::Works).unwrap();
+        let wish = Some("a software encoder was asked for".into());
+        let choice = choose_by(wish, HD, |_| Outcome::Works).unwrap();
         assert_eq!(choice.kind, Kind::X264);
         assert_eq!(choice.reason, "x264enc encodes in software, since a software encoder was asked for");
     }
@@ -383,14 +414,24 @@ mod tests {
             Picture { rate: Rate { numerator: 25, denominator: 3 }, ..HD },
             Picture { width: 2560, height: 1440, ..HD },
         ] {
-            let choice = choose_by(Prefer::Auto, picture, |_| Outcome::Works).unwrap();
+            let choice = choose_by(None, picture, |_| Outcome::Works).unwrap();
             assert_eq!(choice.kind, Kind::X264, "{picture:?}");
         }
     }
 
     #[test]
+    fn a_second_picture_is_encoded_in_hardware_as_far_as_it_has_room() {
+        let half = |Picture { width, height, rate }| Picture { width: width / 2, height: height / 2, rate };
+        assert_eq!(no_room_beside(Kind::V4l2, HD, half(HD)), None);
+        let full_hd = Picture { width: 1920, height: 1080, ..HD };
+        let why = no_room_beside(Kind::V4l2, full_hd, half(full_hd)).unwrap();
+        assert_eq!(why, "v4l2h264enc has no room for it beside 1920x1080 at 30 fps");
+        assert!(no_room_beside(Kind::X264, HD, half(HD)).is_some());
+    }
+
+    #[test]
     fn without_any_encoder_the_error_names_them_all() {
-        let error = choose_by(Prefer::Auto, HD, |_| Outcome::Missing).unwrap_err().to_string();
+        let error = choose_by(None, HD, |_| Outcome::Missing).unwrap_err().to_string();
         assert!(Kind::ALL.iter().all(|kind| error.contains(kind.name())), "{error}");
     }
 }

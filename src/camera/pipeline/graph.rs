@@ -1,20 +1,8 @@
-//! The GStreamer graph from lens to access unit. Beside [`encoder`](super::encoder), the only file that names elements.
-//!
-//! ```text
-//! videotestsrc ─ caps ─ drawing ─┐
-//! v4l2src ─ caps (raw) ──────────┼─ leaky queue ─ (convert) ─ encoder ─┐
-//! v4l2src ─ caps (JPEG) ─────────┴─ leaky queue ─ jpegdec ─ convert ───┤
-//! v4l2src ─ caps (H.264) ──────────────────────────────────────────────┴─ h264parse ─ appsink
-//! ```
-//!
-//! When the encoder is late, the queue drops raw pictures. Behind the encoder nothing waits and nothing is dropped, since each
-//! picture there is needed to decode the next: the sink is called from the thread that encodes.
+//! The elements of the graphs, how each is set up, and how they are put together.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
-use std::thread::JoinHandle;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,281 +12,45 @@ use gstreamer_allocators as gst_allocators;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
 use gstreamer_video::prelude::*;
-use tokio_util::sync::CancellationToken;
-use tracing::{Span, debug, warn};
+use tracing::debug;
 
-use super::encoder::{self, EncodeSettings, Encoder, Kind, Picture};
-use super::input::{Choice, Encoding, FourCc};
-use super::test_source::Canvas;
-use super::{Feed, SourceError, VideoSource, device, now};
-use crate::core::access_unit::Bitrate;
+use super::low::{HELD_BY_TAP, Tap};
+use super::{CapturePlan, FIRST_PICTURE, Plan, SCATTERED, Zero, init};
+use crate::camera::encoder::{Encoder, Kind, Picture};
+use crate::camera::input::{Choice, Encoding, FourCc, Rate};
+use crate::camera::test_source::Canvas;
+use crate::camera::{SourceError, now};
 use crate::core::annex_b::Contents;
 
-/// How long a source may take from its start to its first picture.
-const FIRST_PICTURE_WITHIN: Duration = Duration::from_secs(5);
-/// A source that is stopped after so long without a picture was stopped for it.
-const SILENCE: Duration = Duration::from_secs(1);
-
-/// What a graph is to be made of.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
-    pub(super) capture: CapturePlan,
-    /// `None`: the camera's own H.264 is passed through.
-    pub(super) encoder: Option<(Kind, EncodeSettings)>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum CapturePlan {
-    Test(Picture),
-    Device {
-        path: PathBuf,
-        choice: Choice,
-        /// Pictures go from camera to encoder as DMABUFs, uncopied. Needs a hardware encoder and a camera whose buffers it can read.
-        dmabuf: bool,
-    },
-}
-
-/// Starts GStreamer; once is enough, again does no harm.
-pub(super) fn init() -> Result<(), SourceError> {
-    gst::init().map_err(|error| SourceError::NoGstreamer(error.into()))
-}
-
-/// A running graph. Whatever may wait for a driver happens on a thread of its own, which listens to the bus.
-pub(super) struct Pipeline {
-    wishes: Arc<Wishes>,
-    bus: gst::Bus,
-    watcher: JoinHandle<()>,
-}
-
-/// What the source was asked for and has not done yet. The latest wish counts.
-#[derive(Default)]
-struct Wishes {
-    /// In kbit/s; 0: no change.
-    bitrate: AtomicU32,
-    keyframe: AtomicBool,
-    stop: AtomicBool,
-}
-
-impl Pipeline {
-    /// Starts the graph and waits for its first picture.
-    pub(super) fn open(plan: &Plan, feed: Feed, cancelled: &CancellationToken) -> Result<Self, SourceError> {
-        let running = Running::start(plan, feed, cancelled)?;
-        let wishes = Arc::new(Wishes::default());
-        let bus = running.bus.clone();
-        let watcher = std::thread::Builder::new().name("camera".into()).spawn({
-            let (wishes, span) = (Arc::clone(&wishes), Span::current());
-            move || span.in_scope(|| running.watch(&wishes))
-        });
-        let watcher = watcher.map_err(|error| SourceError::Graph(format!("no thread: {error}")))?;
-        Ok(Self { wishes, bus, watcher })
-    }
-
-    fn wake(&self) {
-        let wish = gst::message::Application::new(gst::Structure::new_empty(WISH));
-        if let Err(error) = self.bus.post(wish) {
-            debug!(%error, "the bus is closed");
-        }
-    }
-}
-
-impl VideoSource for Pipeline {
-    fn set_bitrate(&mut self, bitrate: Bitrate) {
-        self.wishes.bitrate.store(bitrate.kbps().max(1), Ordering::Release);
-        self.wake();
-    }
-
-    fn request_keyframe(&mut self) {
-        self.wishes.keyframe.store(true, Ordering::Release);
-        self.wake();
-    }
-
-    fn stop(self: Box<Self>) {
-        self.wishes.stop.store(true, Ordering::Release);
-        self.wake();
-        if self.watcher.join().is_err() {
-            warn!("the camera's thread had panicked");
-        }
-    }
-}
-
-/// Names of our own messages on the bus.
-const WISH: &str = "edgecam-wish";
-const FIRST_PICTURE: &str = "edgecam-first-picture";
-const SCATTERED: &str = "edgecam-scattered";
-
-/// A graph that plays, until this is dropped.
-struct Running {
-    pipeline: gst::Pipeline,
-    bus: gst::Bus,
-    encoder: Option<Encoder>,
-    feed: Feed,
-    device: Option<PathBuf>,
-}
-
-impl Running {
-    fn start(plan: &Plan, feed: Feed, cancelled: &CancellationToken) -> Result<Self, SourceError> {
-        init()?;
-        let pipeline = gst::Pipeline::new();
-        let bus = pipeline.bus().ok_or_else(|| SourceError::Graph("a pipeline without a bus".into()))?;
-        // The clock that `Instant` reads too, whatever clocks elements may offer.
-        pipeline.use_clock(Some(&gst::SystemClock::obtain()));
-        let encoder = build(&pipeline, plan, output(feed.clone(), bus.clone()))?;
-        let device = match &plan.capture {
-            CapturePlan::Test(_) => None,
-            CapturePlan::Device { path, .. } => Some(path.clone()),
-        };
-        let running = Self { pipeline, bus, encoder, feed, device };
-        running.wait_for_first_picture(cancelled)?;
-        Ok(running)
-    }
-
-    fn wait_for_first_picture(&self, cancelled: &CancellationToken) -> Result<(), SourceError> {
-        // A refused start has its reason on the bus, which the loop finds.
-        let start = self.pipeline.set_state(gst::State::Playing);
-        let give_up_at = now() + FIRST_PICTURE_WITHIN;
-        let kinds = [gst::MessageType::Error, gst::MessageType::Eos, gst::MessageType::Application];
-        loop {
-            match self.bus.timed_pop_filtered(gst::ClockTime::from_mseconds(50), &kinds) {
-                Some(message) => match message.view() {
-                    gst::MessageView::Application(own)
-                        if own.structure().is_some_and(|s| s.name() == FIRST_PICTURE) =>
-                    {
-                        return Ok(());
-                    }
-                    gst::MessageView::Application(own) if own.structure().is_some_and(|s| s.name() == SCATTERED) => {
-                        return Err(SourceError::Scattered);
-                    }
-                    gst::MessageView::Error(error) => return Err(self.failure(error)),
-                    gst::MessageView::Eos(_) => return Err(ended()),
-                    _ => {}
-                },
-                None if start.is_err() => return Err(SourceError::Graph("it does not start".into())),
-                None if cancelled.is_cancelled() => return Err(SourceError::Cancelled),
-                None if now() >= give_up_at => return Err(self.silent()),
-                None => {}
-            }
-        }
-    }
-
-    /// Whose fault it is that no picture came.
-    fn silent(&self) -> SourceError {
-        let within = FIRST_PICTURE_WITHIN;
-        match &self.encoder {
-            Some(encoder) if encoder.was_fed() => SourceError::EncoderSilent { within },
-            _ => SourceError::NoPicture { within },
-        }
-    }
-
-    /// Fulfils wishes and reports failures, until told to stop.
-    fn watch(self, wishes: &Wishes) {
-        let kinds =
-            [gst::MessageType::Error, gst::MessageType::Eos, gst::MessageType::Warning, gst::MessageType::Application];
-        while !wishes.stop.load(Ordering::Acquire) {
-            let Some(message) = self.bus.timed_pop_filtered(gst::ClockTime::NONE, &kinds) else { continue };
-            match message.view() {
-                gst::MessageView::Application(_) => self.fulfil(wishes),
-                gst::MessageView::Error(error) => {
-                    self.doubt_encoder();
-                    self.feed.failed(self.failure(error));
-                }
-                gst::MessageView::Eos(_) => self.feed.failed(ended()),
-                gst::MessageView::Warning(warning) => {
-                    debug!(element = %name_of(warning.src()), message = %warning.error(), "GStreamer warns");
-                }
-                _ => {}
-            }
-        }
-        if self.feed.silence() > SILENCE {
-            self.doubt_encoder();
-        }
-    }
-
-    fn doubt_encoder(&self) {
-        if let Some(encoder) = &self.encoder {
-            encoder::doubt(encoder.kind());
-        }
-    }
-
-    fn fulfil(&self, wishes: &Wishes) {
-        let bitrate = wishes.bitrate.swap(0, Ordering::AcqRel);
-        let keyframe = wishes.keyframe.swap(false, Ordering::AcqRel);
-        if bitrate == 0 && !keyframe {
-            return;
-        }
-        let Some(encoder) = &self.encoder else {
-            debug!("the camera's own H.264 follows neither bitrate nor requests for keyframes");
-            return;
-        };
-        if bitrate > 0 {
-            encoder.set_bitrate(Bitrate::from_kbps(bitrate));
-        }
-        if keyframe {
-            encoder.request_keyframe();
-        }
-    }
-
-    /// What an error on the bus means for the owner.
-    fn failure(&self, error: &gst::message::Error) -> SourceError {
-        let element = name_of(error.src());
-        let [message, detail] = words(error);
-        let is_camera = error.src().is_some_and(|src| src.type_().name() == "GstV4l2Src");
-        if let Some(path) = self.device.clone().filter(|_| is_camera) {
-            if error.error().kind::<gst::ResourceError>() == Some(gst::ResourceError::Busy) || detail.contains("busy") {
-                return SourceError::busy(path);
-            }
-            if !path.exists() || detail.contains("No such device") {
-                return SourceError::Missing { path, seen: device::seen() };
-            }
-        }
-        SourceError::Pipeline { element, message, detail }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Returns when each element has closed its device.
-        if let Err(error) = self.pipeline.set_state(gst::State::Null) {
-            warn!(%error, "the pipeline does not stop");
-        }
-    }
-}
-
-/// What an error says to people, and what it says to experts.
-pub(super) fn words(error: &gst::message::Error) -> [String; 2] {
-    let detail = error.debug().unwrap_or_default();
-    // The first line says where in GStreamer's source it happened, the second what the system said.
-    let detail = detail.lines().nth(1).unwrap_or(&detail).to_owned();
-    [error.error().message().trim_end_matches('.').to_owned(), detail]
-}
-
-fn ended() -> SourceError {
-    SourceError::Graph("its stream ended".into())
-}
-
-fn name_of(source: Option<&gst::Object>) -> String {
-    let factory = source.and_then(|object| object.downcast_ref::<gst::Element>()).and_then(gst::Element::factory);
-    factory.map_or_else(|| "GStreamer".to_owned(), |factory| factory.name().to_string())
-}
-
-/// Puts the elements together; the encoder among them is what can be steered later.
-fn build(pipeline: &gst::Pipeline, plan: &Plan, sink: gst_app::AppSink) -> Result<Option<Encoder>, SourceError> {
+/// Puts the elements together; the encoder among them is what can be steered later, the tap where a second one gets its pictures.
+pub(super) fn build(
+    pipeline: &gst::Pipeline,
+    plan: &Plan,
+    sink: &gst_app::AppSink,
+) -> Result<(Option<Encoder>, Option<Tap>), SourceError> {
     let encoder = plan.encoder.as_ref().map(|(kind, settings)| Encoder::new(*kind, settings)).transpose()?;
     let mut chain = match &plan.capture {
         CapturePlan::Test(picture) => test_source(picture)?,
         CapturePlan::Device { path, choice, dmabuf } => device_source(path, choice, *dmabuf)?,
     };
-    if let (CapturePlan::Device { dmabuf: true, .. }, Some(last), Some(bus)) =
-        (&plan.capture, chain.last(), pipeline.bus())
-    {
+    if let (true, Some(last), Some(bus)) = (plan.is_dmabuf(), chain.last(), pipeline.bus()) {
         keep_scattered_from_encoder(last, bus)?;
+        if plan.low.is_some() {
+            reserve_for_tap(last)?;
+        }
     }
+    let mut tap = None;
     if let Some(encoder) = &encoder {
-        chain.push(leaky_queue()?);
+        let queue = leaky_queue()?;
+        let mut raw = pad(&queue, "sink")?;
+        chain.push(queue);
         match &plan.capture {
             CapturePlan::Test(_) => chain.extend(conversion(Some("I420"), encoder, false)?),
             CapturePlan::Device { choice, dmabuf, .. } => {
                 if choice.encoding == Encoding::Mjpeg {
-                    chain.push(element("jpegdec")?);
+                    let decoder = element("jpegdec")?;
+                    raw = pad(&decoder, "src")?;
+                    chain.push(decoder);
                 }
                 chain.extend(conversion(raw_name(choice.format), encoder, *dmabuf)?);
                 if *dmabuf {
@@ -307,10 +59,15 @@ fn build(pipeline: &gst::Pipeline, plan: &Plan, sink: gst_app::AppSink) -> Resul
             }
         }
         chain.extend(encoder.elements());
+        tap = plan.low.map(|_| Tap::at(raw));
     }
     chain.extend(parser()?);
     add_and_link(pipeline, chain, sink.upcast_ref())?;
-    Ok(encoder)
+    Ok((encoder, tap))
+}
+
+fn pad(element: &gst::Element, name: &str) -> Result<gst::Pad, SourceError> {
+    element.static_pad(name).ok_or_else(|| SourceError::Graph(format!("an element without a pad {name}")))
 }
 
 fn test_source(picture: &Picture) -> Result<Vec<gst::Element>, SourceError> {
@@ -320,7 +77,7 @@ fn test_source(picture: &Picture) -> Result<Vec<gst::Element>, SourceError> {
     source.set_property_from_str("pattern", "smpte");
     let caps = element("capsfilter")?;
     caps.set_property("caps", raw_caps("I420", picture));
-    let pad = caps.static_pad("src").ok_or_else(|| SourceError::Graph("a filter without an outlet".into()))?;
+    let pad = pad(&caps, "src")?;
     let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::I420, picture.width, picture.height).build();
     let info = info.map_err(|_| SourceError::Graph(format!("no picture is {}x{}", picture.width, picture.height)))?;
     let number = AtomicU16::new(0);
@@ -375,7 +132,7 @@ fn device_source(path: &Path, choice: &Choice, dmabuf: bool) -> Result<Vec<gst::
 /// An encoder could refuse it for itself. But GStreamer (1.22 at least) then never lets go of the picture, nor of the camera it
 /// came from, which stays busy until the process ends.
 fn keep_scattered_from_encoder(source: &gst::Element, bus: gst::Bus) -> Result<(), SourceError> {
-    let pad = source.static_pad("src").ok_or_else(|| SourceError::Graph("a filter without an outlet".into()))?;
+    let pad = pad(source, "src")?;
     let told = AtomicBool::new(false);
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, probe| {
         if !probe.buffer().is_some_and(|picture| is_scattered(picture)) {
@@ -388,6 +145,22 @@ fn keep_scattered_from_encoder(source: &gst::Element, bus: gst::Bus) -> Result<(
             }
         }
         gst::PadProbeReturn::Drop
+    });
+    Ok(())
+}
+
+/// Has the camera's driver make a few buffers more than the encoder asks for: those that a second one may hold, so that the first
+/// never waits for them.
+fn reserve_for_tap(source: &gst::Element) -> Result<(), SourceError> {
+    let answered = gst::PadProbeType::QUERY_DOWNSTREAM | gst::PadProbeType::PULL;
+    pad(source, "src")?.add_probe(answered, |_, probe| {
+        if let Some(gst::QueryViewMut::Allocation(query)) = probe.query_mut().map(gst::QueryRef::view_mut)
+            && let Some((pool, size, min, max)) = query.allocation_pools().next()
+        {
+            let max = if max == 0 { 0 } else { max + HELD_BY_TAP };
+            query.set_nth_allocation_pool(0, pool.as_ref(), size, min + HELD_BY_TAP, max);
+        }
+        gst::PadProbeReturn::Ok
     });
     Ok(())
 }
@@ -409,9 +182,8 @@ fn conversion(format: Option<&str>, encoder: &Encoder, dmabuf: bool) -> Result<V
     if format.is_some_and(|format| encoder.takes(format)) {
         return Ok(Vec::new());
     }
-    let target = if encoder.takes("NV12") { "NV12" } else { "I420" };
     let caps = element("capsfilter")?;
-    caps.set_property("caps", gst::Caps::builder("video/x-raw").field("format", target).build());
+    caps.set_property("caps", gst::Caps::builder("video/x-raw").field("format", encoder.preferred_format()).build());
     // The Pi's picture processor converts without the processor's help.
     let hardware =
         (encoder.kind() == Kind::V4l2).then(|| gst::ElementFactory::make("v4l2convert").build().ok()).flatten();
@@ -436,7 +208,7 @@ fn leaky_queue() -> Result<gst::Element, SourceError> {
 }
 
 /// Makes whole access units in Annex B form of whatever H.264 comes, with parameter sets before each keyframe.
-pub(super) fn parser() -> Result<Vec<gst::Element>, SourceError> {
+pub(in crate::camera) fn parser() -> Result<Vec<gst::Element>, SourceError> {
     let parse = element("h264parse")?;
     parse.set_property("config-interval", -1i32);
     let caps = element("capsfilter")?;
@@ -446,8 +218,11 @@ pub(super) fn parser() -> Result<Vec<gst::Element>, SourceError> {
 }
 
 /// Hands each access unit on, from the thread that made it.
-fn output(feed: Feed, bus: gst::Bus) -> gst_app::AppSink {
-    let mut started_at = None;
+pub(super) fn output(
+    zero: Zero,
+    bus: gst::Bus,
+    mut deliver: impl FnMut(Instant, bool, Bytes) + Send + 'static,
+) -> gst_app::AppSink {
     let mut seen_keyframe = false;
     let new_sample = move |sink: &gst_app::AppSink| {
         let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
@@ -459,12 +234,12 @@ fn output(feed: Feed, bus: gst::Bus) -> gst_app::AppSink {
             // A camera's own H.264 may begin anywhere; nobody can decode it from there.
             return Ok(gst::FlowSuccess::Ok);
         }
-        let started_at = *started_at.get_or_insert_with(|| zero_of_running_time(sink));
+        let zero = *zero.get_or_init(|| zero_of_running_time(sink));
         let running_time = sample
             .segment()
             .and_then(|segment| segment.downcast_ref::<gst::ClockTime>()?.to_running_time(buffer.pts()?));
-        let captured_at = running_time.map_or_else(now, |time| started_at + Duration::from(time));
-        feed.unit(captured_at, is_keyframe, data);
+        let captured_at = running_time.map_or_else(now, |time| zero + Duration::from(time));
+        deliver(captured_at, is_keyframe, data);
         if !seen_keyframe {
             seen_keyframe = true;
             let message = gst::message::Application::new(gst::Structure::new_empty(FIRST_PICTURE));
@@ -490,7 +265,7 @@ fn zero_of_running_time(sink: &gst_app::AppSink) -> Instant {
 }
 
 /// Adds the elements to the pipeline and links them in a row that ends in the sink.
-pub(super) fn add_and_link(
+pub(in crate::camera) fn add_and_link(
     pipeline: &gst::Pipeline,
     mut chain: Vec<gst::Element>,
     sink: &gst::Element,
@@ -502,16 +277,17 @@ pub(super) fn add_and_link(
 }
 
 /// The elements that live in packages of their own, with the package of each; encoders not among them.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("v4l2src", "gstreamer1.0-plugins-good"),
     ("jpegdec", "gstreamer1.0-plugins-good"),
     ("jpegenc", "gstreamer1.0-plugins-good"),
     ("h264parse", "gstreamer1.0-plugins-bad"),
     ("videotestsrc", "gstreamer1.0-plugins-base"),
     ("videoconvert", "gstreamer1.0-plugins-base"),
+    ("videoconvertscale", "gstreamer1.0-plugins-base"),
 ];
 
-pub(super) fn element(name: &'static str) -> Result<gst::Element, SourceError> {
+pub(in crate::camera) fn element(name: &'static str) -> Result<gst::Element, SourceError> {
     let package = PACKAGES.iter().find(|(known, _)| *known == name).map_or("libgstreamer1.0-0", |(_, package)| package);
     gst::ElementFactory::make(name).build().map_err(|_| SourceError::NoElement { name, package })
 }
@@ -534,7 +310,7 @@ pub fn installed() -> Result<Installed, SourceError> {
     Ok(Installed { version: format!("{major}.{minor}.{micro}"), missing })
 }
 
-pub(super) fn raw_caps(format: &str, picture: &Picture) -> gst::Caps {
+pub(in crate::camera) fn raw_caps(format: &str, picture: &Picture) -> gst::Caps {
     gst::Caps::builder("video/x-raw")
         .field("format", format)
         .field("width", picture.width.cast_signed())
@@ -543,7 +319,7 @@ pub(super) fn raw_caps(format: &str, picture: &Picture) -> gst::Caps {
         .build()
 }
 
-fn fraction(rate: super::input::Rate) -> Option<gst::Fraction> {
+fn fraction(rate: Rate) -> Option<gst::Fraction> {
     let parts = (i32::try_from(rate.numerator).ok()?, i32::try_from(rate.denominator).ok()?);
     Some(gst::Fraction::new(parts.0, parts.1))
 }
@@ -571,8 +347,8 @@ fn raw_name(format: FourCc) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::input::RAW_FORMATS;
     use super::*;
+    use crate::camera::input::RAW_FORMATS;
 
     #[test]
     fn every_raw_format_we_choose_has_a_name_in_gstreamer() {
