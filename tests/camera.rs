@@ -2,25 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::BTreeMap;
+#[allow(unreachable_pub, dead_code, reason = "shared by several test programs")]
+#[path = "support/camera.rs"]
+mod support;
+
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use edgecam::camera::{self, CameraSettings, EncoderSettings, Prefer, Source, still};
-use edgecam::core::access_unit::{AccessUnit, Bitrate};
+use edgecam::camera::{Source, still};
+use edgecam::core::access_unit::AccessUnit;
 use edgecam::core::annex_b::{Contents, Sps};
-use edgecam::core::camera::{CameraState, CameraStatus, Demand, LowState, Stream};
-use edgecam::core::counters::CameraCounters;
-use edgecam::core::signal::CameraId;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use edgecam::core::camera::{CameraState, LowState};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-/// Long enough for a busy machine; reached only when something is broken.
-const PATIENCE: Duration = Duration::from_secs(30);
+use support::{Camera, PATIENCE};
 
 #[tokio::test]
 async fn a_watched_camera_begins_with_a_keyframe_and_says_what_it_is() {
@@ -211,6 +208,100 @@ async fn a_file_that_is_no_clip_is_told() {
     camera.stop().await;
 }
 
+#[tokio::test]
+async fn a_second_smaller_rendition_flows_beside_the_first_with_the_same_stamps() {
+    let mut camera = Camera::start(Source::Test);
+    camera.want(true);
+    camera.next().await;
+    camera.want_low(Some(300));
+    let first = camera.next_low().await;
+    assert!(first.is_keyframe);
+    let sps = Sps::find(&first.data).unwrap();
+    assert!(sps.is_constrained_baseline());
+    assert_eq!((sps.width, sps.height), (320, 180));
+    camera.low_reaches(|low| *low == LowState::Open { width: 320, height: 180, encoder: "x264enc".into() }).await;
+    let mut high = Vec::new();
+    let mut matched = 0;
+    for _ in 0..60 {
+        let low = camera.next_low().await;
+        while high.last().is_none_or(|last: &AccessUnit| last.captured_at < low.captured_at) {
+            high.push(camera.next().await);
+        }
+        matched += usize::from(high.iter().any(|unit| unit.captured_at == low.captured_at));
+    }
+    assert!(matched >= 58, "only {matched} of 60 pictures have the same time in both");
+    assert!(camera.counters.low.units_captured.get() > 60);
+    camera.want_low(None);
+    camera.low_reaches(|low| *low == LowState::Closed).await;
+    camera.stop().await;
+}
+
+#[tokio::test]
+async fn a_bitrate_and_keyframes_are_wished_of_each_rendition_alone() {
+    let mut camera = Camera::start(Source::Test);
+    camera.want(true);
+    camera.want_low(Some(500));
+    camera.next_low().await;
+    let mut measured = Vec::new();
+    for kbps in [500, 100, 500] {
+        camera.want_low(Some(kbps));
+        for _ in 0..20 {
+            camera.next_low().await;
+        }
+        let mut bytes = 0;
+        for _ in 0..60 {
+            bytes += camera.next_low().await.data.len();
+        }
+        measured.push(bytes * 8 * 30 / 60 / 1000);
+    }
+    assert!(measured[0] > 250 && measured[1] < 150 && measured[2] > 250, "{measured:?} kbit/s");
+    camera.drain();
+    camera.demand.send_modify(|demand| demand.low.as_mut().unwrap().keyframe += 1);
+    let mut waited = 0;
+    while !camera.next_low().await.is_keyframe {
+        waited += 1;
+        assert!(waited < 30, "no keyframe in 30 pictures, the regular one comes after 18000");
+    }
+    let mut high = Vec::new();
+    while let Ok(unit) = camera.units.try_recv() {
+        high.push(unit);
+    }
+    assert!(!high.is_empty() && high.iter().all(|unit| !unit.is_keyframe), "the other rendition's keyframe came too");
+    assert_eq!((camera.counters.keyframes_asked.get(), camera.counters.low.keyframes_asked.get()), (0, 1));
+    camera.stop().await;
+}
+
+#[tokio::test]
+async fn a_camera_that_closes_takes_both_renditions_with_it_and_both_come_back() {
+    let mut camera = Camera::start(Source::Test);
+    camera.want_low(Some(300));
+    for _ in 0..3 {
+        camera.want(true);
+        camera.next_low().await;
+        camera.next().await;
+        camera.want(false);
+        camera.reaches(|state| *state == CameraState::Idle).await;
+        assert_eq!(camera.status.borrow().low, LowState::Closed);
+        camera.drain();
+    }
+    camera.stop().await;
+}
+
+#[tokio::test]
+async fn a_clip_has_no_second_rendition_and_says_why() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    for unit in record(5).await {
+        file.write_all(&unit.data).unwrap();
+    }
+    let mut camera = Camera::start(Source::Clip(file.path().into()));
+    camera.want_low(Some(300));
+    camera.want(true);
+    camera.next().await;
+    let low = camera.low_reaches(|low| matches!(low, LowState::Unavailable { .. })).await;
+    assert!(matches!(&low, LowState::Unavailable { reason } if reason.contains("clip")), "{low:?}");
+    camera.stop().await;
+}
+
 /// The test source's first pictures.
 async fn record(count: usize) -> Vec<AccessUnit> {
     let mut camera = Camera::start(Source::Test);
@@ -221,81 +312,4 @@ async fn record(count: usize) -> Vec<AccessUnit> {
     }
     camera.stop().await;
     units
-}
-
-struct Camera {
-    demand: watch::Sender<Demand>,
-    status: watch::Receiver<CameraStatus>,
-    units: mpsc::Receiver<AccessUnit>,
-    counters: Arc<CameraCounters>,
-    stopping: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Camera {
-    fn start(source: Source) -> Self {
-        let settings = CameraSettings {
-            id: CameraId::new("front").unwrap(),
-            source,
-            width: 640,
-            height: 360,
-            fps: 30,
-            linger: Duration::from_millis(100),
-            encoder: EncoderSettings {
-                prefer: Prefer::Auto,
-                max: Bitrate::from_kbps(2000),
-                min: Bitrate::from_kbps(150),
-                keyframe_interval: Duration::from_secs(600),
-            },
-            controls: BTreeMap::new(),
-        };
-        let nothing = Demand { running: false, off: false, bitrate: Bitrate::from_kbps(1000), keyframe: 0, low: None };
-        let (demand, wanted) = watch::channel(nothing);
-        let (status, seen) =
-            watch::channel(CameraStatus { state: CameraState::Idle, stream: None, low: LowState::Closed });
-        let (sender, units) = mpsc::channel(10_000);
-        let sink = Arc::new(move |_, unit| sender.try_send(unit).unwrap());
-        let counters = Arc::new(CameraCounters::default());
-        let stopping = CancellationToken::new();
-        let task = camera::run(settings, wanted, sink, status, Arc::clone(&counters), stopping.clone());
-        #[expect(clippy::disallowed_methods, reason = "the test waits for the task itself")]
-        let task = tokio::spawn(task);
-        Self { demand, status: seen, units, counters, stopping, task }
-    }
-
-    fn want(&self, running: bool) {
-        self.demand.send_modify(|demand| demand.running = running);
-    }
-
-    async fn next(&mut self) -> AccessUnit {
-        match timeout(PATIENCE, self.units.recv()).await {
-            Ok(Some(unit)) => unit,
-            _ => panic!("no picture; the camera is {:?}", self.status.borrow()),
-        }
-    }
-
-    fn drain(&mut self) {
-        while self.units.try_recv().is_ok() {}
-    }
-
-    async fn reaches(&mut self, is_reached: impl Fn(&CameraState) -> bool) -> CameraState {
-        let reached = timeout(PATIENCE, self.status.wait_for(|status| is_reached(&status.state))).await;
-        reached.expect("in time").expect("the task runs").state.clone()
-    }
-
-    async fn failure(&mut self) -> String {
-        match self.reaches(|state| matches!(state, CameraState::BackingOff { .. })).await {
-            CameraState::BackingOff { error, .. } => error,
-            state => panic!("{state:?}"),
-        }
-    }
-
-    fn stream(&self) -> Option<Stream> {
-        self.status.borrow().stream.clone()
-    }
-
-    async fn stop(self) {
-        self.stopping.cancel();
-        timeout(PATIENCE, self.task).await.expect("it stops").unwrap();
-    }
 }
