@@ -1,5 +1,7 @@
-//! What the tests share: a viewer on `rtc`, and a network that exists only in virtual time.
+//! What the tests share: a viewer on `rtc`, a model of one that is only numbers, and a network that exists only in virtual
+//! time.
 
 pub mod house;
+pub mod model;
 pub mod network;
 pub mod viewer;
