@@ -8,8 +8,9 @@ use axum::http::HeaderValue;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use edgecam::core::access_unit::AccessUnit;
+use edgecam::core::access_unit::{AccessUnit, Bitrate};
 use edgecam::core::annex_b::{Contents, Sps, access_units, nal_units};
+use edgecam::core::congestion::CongestionSettings;
 use edgecam::core::signal::RejectReason;
 use edgecam::core::trigger::Action;
 use edgecam::peer::{Identity, Peer, PeerSettings, Picture};
@@ -147,7 +148,7 @@ pub fn annex_b(bytes: &[u8]) {
 /// An offer is answered, or refused with words a person can read.
 pub fn offer(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    match Peer::answer(&text, &PEERS, Arc::default(), *START) {
+    match Peer::answer(&text, &PEERS, CONGESTION, Arc::default(), *START) {
         Ok((mut peer, answer)) => {
             assert!(answer.sdp.contains("a=candidate:1 1 udp"), "{}", answer.sdp);
             peer.close();
@@ -159,6 +160,12 @@ pub fn offer(bytes: &[u8]) {
 
 #[allow(clippy::disallowed_methods, reason = "a fuzzer's only moment")]
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+const CONGESTION: CongestionSettings = CongestionSettings {
+    start: Bitrate::from_kbps(1000),
+    least: Bitrate::from_kbps(50),
+    most: Bitrate::from_kbps(4000),
+};
 
 static PEERS: LazyLock<PeerSettings> = LazyLock::new(|| PeerSettings {
     candidates: vec![edgecam::core::candidate::Candidate::host(([192, 0, 2, 1], 8189).into())],

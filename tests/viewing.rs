@@ -13,7 +13,7 @@ use edgecam::core::transmit::Transport;
 use edgecam::core::trigger::Action;
 use support::house::{House, front};
 use support::network::LinkSettings;
-use support::viewer::Viewer;
+use support::viewer::{Tells, Viewer};
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -93,7 +93,8 @@ fn reordering_costs_no_picture_and_hardly_a_repeat() {
 fn a_slow_viewer_still_sees_keyframes_and_costs_the_fast_one_nothing() {
     let mut house = House::new(8);
     let fast = house.join(lan());
-    let slow = house.join(LinkSettings { delay: 30 * MS, rate: Some(1_000_000.0), ..Default::default() });
+    let link = LinkSettings { delay: 30 * MS, rate: Some(1_000_000.0), ..Default::default() };
+    let slow = house.join_who(link, Tells::Nothing);
     house.run_for(60 * S);
     assert!(pictures(&house, fast) as u64 >= house.captured - 5, "{} of {}", pictures(&house, fast), house.captured);
     let keyframes = house.viewers[slow].viewer.received.keyframes();
@@ -107,7 +108,8 @@ fn a_slow_viewer_still_sees_keyframes_and_costs_the_fast_one_nothing() {
 #[test]
 fn no_packet_goes_out_twice_within_a_round_trip_however_often_it_is_asked_for() {
     let mut house = House::new(8);
-    let slow = house.join(LinkSettings { delay: 50 * MS, rate: Some(1_500_000.0), ..Default::default() });
+    let link = LinkSettings { delay: 50 * MS, rate: Some(1_500_000.0), ..Default::default() };
+    let slow = house.join_who(link, Tells::Nothing);
     house.run_for(30 * S);
     let counters = &house.counters;
     assert!(counters.retransmissions_refused.get() > 0, "there was something to refuse");
@@ -228,7 +230,7 @@ fn bad_offers_and_candidates_are_told_their_fault_and_disturb_nobody() {
     let mut house = House::new(8);
     let ann = house.join(lan());
     house.run_for(2 * S);
-    let good = Viewer::new("198.51.100.99:9".parse().unwrap(), house.now).offer(false, house.now);
+    let good = Viewer::new("198.51.100.99:9".parse().unwrap(), Tells::Arrivals, house.now).offer(false, house.now);
     for sdp in [
         String::new(),
         "\u{0}\u{1}binary".to_owned(),
@@ -259,7 +261,7 @@ fn bad_offers_and_candidates_are_told_their_fault_and_disturb_nobody() {
 #[test]
 fn an_offer_with_a_thousand_candidates_is_refused_and_sends_nothing_to_any_of_them() {
     let mut house = House::new(8);
-    let mallory = Viewer::new("198.51.100.99:9".parse().unwrap(), house.now).offer(false, house.now);
+    let mallory = Viewer::new("198.51.100.99:9".parse().unwrap(), Tells::Arrivals, house.now).offer(false, house.now);
     let lines: String = (1..=1000)
         .map(|n| format!("a=candidate:{n} 1 udp 1 203.0.113.{} {} typ host\r\n", n % 250 + 1, 1000 + n))
         .collect();

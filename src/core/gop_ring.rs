@@ -82,18 +82,11 @@ impl<P: Clone> GopRing<P> {
     /// The next picture for this reader, who then stands behind it.
     pub fn read(&self, cursor: &mut Cursor) -> Next<P> {
         if cursor.next < self.front {
-            let missed_from = cursor.next;
-            self.skip_to_keyframe(cursor);
-            return Next::Skipped(cursor.next - missed_from);
+            return Next::Skipped(self.skip_to_keyframe(cursor));
         }
-        if cursor.awaits_keyframe {
-            match (cursor.next..self.end()).find(|&at| self.entries[self.index(at)].is_keyframe) {
-                Some(at) => *cursor = Cursor { next: at, awaits_keyframe: false },
-                None => {
-                    cursor.next = self.end();
-                    return Next::Empty;
-                }
-            }
+        let from = cursor.next;
+        if !self.seek_keyframe(cursor) || cursor.next > from {
+            return if cursor.next > from { Next::Skipped(cursor.next - from) } else { Next::Empty };
         }
         if cursor.next == self.end() {
             return Next::Empty;
@@ -103,13 +96,41 @@ impl<P: Clone> GopRing<P> {
         Next::Picture(picture)
     }
 
-    /// Gives up what this reader has not read: on at the newest keyframe it has not seen, else at the next one to come.
-    pub fn skip_to_keyframe(&self, cursor: &mut Cursor) {
+    /// Takes a reader who waits for a keyframe to the first one. False: there is none yet.
+    pub fn seek_keyframe(&self, cursor: &mut Cursor) -> bool {
+        if cursor.awaits_keyframe {
+            let mut unread = cursor.next.max(self.front)..self.end();
+            *cursor = match unread.find(|&at| self.entries[self.index(at)].is_keyframe) {
+                Some(next) => Cursor { next, awaits_keyframe: false },
+                None => Cursor { next: self.end(), awaits_keyframe: true },
+            };
+        }
+        !cursor.awaits_keyframe
+    }
+
+    /// Gives up what this reader has not read: on at the newest keyframe it has not seen, else at the next one to come. Returns
+    /// how many pictures it passed over.
+    pub fn skip_to_keyframe(&self, cursor: &mut Cursor) -> u64 {
         let from = cursor.next;
         *cursor = match self.newest_keyframe().filter(|&at| at >= from) {
             Some(next) => Cursor { next, awaits_keyframe: false },
             None => Cursor { next: self.end(), awaits_keyframe: true },
         };
+        cursor.next - from
+    }
+
+    /// How much older than the newest picture is the one that this reader is to read next.
+    pub fn behind(&self, cursor: &Cursor) -> Duration {
+        if cursor.awaits_keyframe || cursor.next < self.front || cursor.next >= self.end() {
+            return Duration::ZERO;
+        }
+        let newest = &self.entries[self.entries.len() - 1];
+        newest.captured_at.saturating_duration_since(self.entries[self.index(cursor.next)].captured_at)
+    }
+
+    /// How many pictures this reader has not read.
+    pub fn unread(&self, cursor: &Cursor) -> u64 {
+        self.end() - cursor.next.max(self.front).min(self.end())
     }
 
     /// Whether this reader waits for a keyframe that is not there yet.
@@ -165,6 +186,7 @@ mod tests {
         let mut cursor = ring.join(now, FRESH);
         assert_eq!(ring.read(&mut cursor), Next::Empty);
         ring.push(now, false, 100);
+        assert_eq!(ring.read(&mut cursor), Next::Skipped(1));
         assert_eq!(ring.read(&mut cursor), Next::Empty);
         ring.push(now, true, 101);
         assert_eq!(ring.read(&mut cursor), Next::Picture(101));
@@ -189,6 +211,30 @@ mod tests {
         ring.skip_to_keyframe(&mut cursor);
         assert_eq!(ring.read(&mut cursor), Next::Empty);
         ring.push(now, true, 3);
+        assert_eq!(ring.read(&mut cursor), Next::Picture(3));
+    }
+
+    #[test]
+    fn a_reader_is_as_far_behind_as_its_next_picture_is_older_than_the_newest() {
+        let (mut ring, now) = ring(100, "Kppp");
+        let mut cursor = ring.join(now, FRESH);
+        assert_eq!((ring.behind(&cursor), ring.unread(&cursor)), (Duration::from_millis(99), 4));
+        ring.read(&mut cursor);
+        assert_eq!((ring.behind(&cursor), ring.unread(&cursor)), (Duration::from_millis(66), 3));
+        assert_eq!(ring.skip_to_keyframe(&mut cursor), 3);
+        ring.push(now, false, 4);
+        assert_eq!(ring.behind(&cursor), Duration::ZERO, "it waits for a keyframe");
+    }
+
+    #[test]
+    fn a_reader_that_waits_is_taken_to_the_first_keyframe() {
+        let (mut ring, now) = ring(100, "Kp");
+        let mut cursor = ring.join(now, Duration::ZERO);
+        assert!(!ring.seek_keyframe(&mut cursor));
+        for (number, is_keyframe) in [(2, false), (3, true), (4, true)] {
+            ring.push(now, is_keyframe, number);
+        }
+        assert!(ring.seek_keyframe(&mut cursor));
         assert_eq!(ring.read(&mut cursor), Next::Picture(3));
     }
 

@@ -5,10 +5,12 @@
 
 mod feedback;
 mod history;
+mod outlet;
 mod picture;
 mod sdp;
 mod setup;
 mod stream;
+mod transport_wide;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,15 +26,23 @@ use rtc::peer_connection::transport::{RTCDtlsTransportState, RTCIceCandidateInit
 use rtc::rtp;
 use rtc::rtp_transceiver::RTCRtpSenderId;
 use rtc::sansio::Protocol;
+use rtc::shared::marshal::MarshalSize;
 use rtc::shared::{TaggedBytesMut, TransportContext, TransportProtocol};
+use rtc::statistics::StatsSelector;
 use tracing::debug;
 
 use self::feedback::{Feedback, Heard};
-use self::history::{History, Repeat};
+use self::history::{History, Verdict};
+use self::outlet::Outlet;
+use self::picture::Underway;
 use self::sdp::RemoteCandidate;
-use self::stream::{PLAYOUT_DELAY_URI, Stream};
+use self::stream::{PLAYOUT_DELAY_URI, Stream, StreamPacket};
+use self::transport_wide::{Numbering, TRANSPORT_WIDE_URI};
+use crate::core::access_unit::Bitrate;
 use crate::core::candidate::{Candidate, CandidateKind};
+use crate::core::congestion::CongestionSettings;
 use crate::core::counters::ViewerCounters;
+use crate::core::figures::{Figures, Path, Quality};
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
 use crate::core::transmit::{Transmit, Transport};
@@ -44,6 +54,10 @@ pub use self::setup::{Identity, IdentityError, PeerSettings};
 const CHECKED_CANDIDATES: usize = 16;
 /// Handling the same timeout again sooner only burns CPU.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
+/// Repeats that may wait for their turn; what is asked for beyond that would come too late.
+const WAITING_REPEATS: usize = 256;
+/// A viewer so near is on the same network, which carries a keyframe at once: there is no sense in slowing the first one down.
+const NEAR: Duration = Duration::from_millis(10);
 
 /// An answer, and what tells the datagrams of its viewer from those of others.
 #[derive(Debug)]
@@ -59,13 +73,32 @@ pub struct Peer {
     feedback: Feedback,
     stream: Stream,
     history: History,
+    outlet: Outlet,
+    numbering: Numbering,
+    /// The picture that is being sent.
+    underway: Option<Underway>,
+    /// Sequence numbers of what is to be sent again, oldest first.
+    repeats: VecDeque<u16>,
+    /// Packets sent again to fill the probe that is under way.
+    fillers: usize,
     events: VecDeque<PeerEvent>,
-    /// What part of the packets the viewer missed, as of its last report.
-    fraction_lost: Option<f32>,
+    /// What part of the packets the viewer missed, as of its last report: the latest, and whether it was looked at.
+    fraction_lost: f32,
+    unread_loss: Option<f32>,
     reported_up_to: Option<u32>,
     connected: bool,
+    /// From connection to restart: the library drops what is written while there is none.
+    has_path: bool,
+    keyframe_sent_at: Option<Instant>,
+    units_sent: u64,
+    /// Where the stream goes: from, to, by.
+    route: Option<(SocketAddr, SocketAddr, Transport)>,
+    /// Addresses of the viewer's that it said are its TURN server's.
+    relayed: Vec<SocketAddr>,
     /// Candidates of the viewer that we check, of this offer.
     checked: usize,
+    /// When the library wants to be woken, as of the last time it was asked.
+    library_timeout: Option<Instant>,
     counters: Arc<ViewerCounters>,
 }
 
@@ -74,6 +107,7 @@ impl Peer {
     pub fn answer(
         offer: &str,
         settings: &PeerSettings,
+        congestion: CongestionSettings,
         counters: Arc<ViewerCounters>,
         now: Instant,
     ) -> Result<(Self, Answer), RejectReason> {
@@ -89,14 +123,29 @@ impl Peer {
             feedback,
             stream,
             history: History::new(),
+            outlet: Outlet::new(congestion, false, now),
+            numbering: Numbering::default(),
+            underway: None,
+            repeats: VecDeque::new(),
+            fillers: 0,
             events: VecDeque::new(),
-            fraction_lost: None,
+            fraction_lost: 0.0,
+            unread_loss: None,
             reported_up_to: None,
             connected: false,
+            has_path: false,
+            keyframe_sent_at: None,
+            units_sent: 0,
+            route: None,
+            relayed: Vec::new(),
             checked: 0,
+            library_timeout: None,
             counters,
         };
         let answer = peer.negotiate(offer, now)?;
+        peer.stream.playout_delay_id = peer.negotiated_extension(PLAYOUT_DELAY_URI);
+        peer.stream.transport_wide_id = peer.negotiated_extension(TRANSPORT_WIDE_URI).filter(|_| video.transport_cc);
+        peer.outlet = Outlet::new(congestion, peer.stream.transport_wide_id.is_some(), now);
         Ok((peer, answer))
     }
 
@@ -105,7 +154,10 @@ impl Peer {
         sdp::read_offer(offer)?;
         self.candidates = candidates.to_vec();
         self.checked = 0;
-        self.negotiate(offer, now)
+        self.relayed.clear();
+        let answer = self.negotiate(offer, now)?;
+        self.has_path = false;
+        Ok(answer)
     }
 
     /// A candidate of the viewer, from its offer or trickled.
@@ -115,6 +167,7 @@ impl Peer {
             return Ok(()); // its own checks will show us where it is
         }
         self.checked += 1;
+        self.relayed.extend(sdp::relayed_address(line));
         let candidate = line.strip_prefix("a=").unwrap_or(line).to_owned();
         self.connection
             .add_remote_candidate(RTCIceCandidateInit { candidate, ..Default::default() })
@@ -139,7 +192,7 @@ impl Peer {
         }
         // A camera reads no media and no data channel; what comes is thrown away.
         while self.connection.poll_read().is_some() {}
-        self.poll_connection();
+        self.poll_connection(now);
         self.hear(now);
         // RFC 7983, section 7: 20 to 63 is DTLS, where the viewer may have said close_notify.
         if self.connected && data.first().is_some_and(|first| (20..=63).contains(first)) && self.is_closed_by_viewer() {
@@ -147,28 +200,70 @@ impl Peer {
         }
     }
 
-    pub fn handle_timeout(&mut self, now: Instant) {
+    /// False: it was nothing but time to send what waits; [`Self::flush`] does that.
+    pub fn handle_timeout(&mut self, now: Instant) -> bool {
+        let is_congestion_due = self.outlet.handle_timeout(now);
+        if self.library_timeout.take_if(|at| *at <= now).is_none() {
+            return is_congestion_due;
+        }
         if let Err(error) = self.connection.handle_timeout(now) {
             debug!(%error, "timeout not handled");
         }
-        self.poll_connection();
+        self.poll_connection(now);
+        true
     }
 
-    /// Sends one picture: new headers around the shared payloads.
-    pub fn write(&mut self, picture: &Picture, now: Instant) {
+    /// Takes the next picture to send; there must be none under way.
+    pub fn begin(&mut self, picture: Picture, now: Instant) {
         let timestamp = self.stream.timestamp(picture.captured_at);
-        let last = picture.payloads.len().saturating_sub(1);
-        for (index, payload) in picture.payloads.iter().enumerate() {
-            let marker = index == last;
-            let header = self.stream.next_header(timestamp, marker, picture.is_keyframe(), payload);
-            let packet = rtp::Packet { header, payload: payload.clone() };
-            self.history.push(packet.clone(), now);
-            self.write_rtp(packet, now);
+        if self.stream.rtx_ssrc().is_some() {
+            self.outlet.begin_probe(now);
+            self.fillers = 0;
         }
-        self.counters.units_sent.add(1);
-        if let Some(report) = self.stream.report(timestamp, now) {
-            self.write_message(RTCMessage::RtcpPacket(String::new(), vec![Box::new(report)]), now);
+        self.underway = Some(Underway::new(picture, timestamp));
+    }
+
+    /// Sends what may leave now: repeats first, then of the picture under way, then what a probe lacks.
+    pub fn flush(&mut self, now: Instant) {
+        if !self.has_path {
+            return;
         }
+        while let Some(&sequence_number) = self.repeats.front()
+            && self.outlet.may_send(now)
+        {
+            self.repeats.pop_front();
+            if let Some(packet) = self.history.repeat(sequence_number, now) {
+                self.counters.packets_retransmitted.add(1);
+                self.send_again(&packet, now);
+            }
+        }
+        if let Some(mut underway) = self.underway.take() {
+            self.send_picture(&mut underway, now);
+            if underway.is_whole() {
+                self.end_picture(&underway, now);
+            } else {
+                self.underway = Some(underway);
+            }
+        }
+        while self.outlet.is_probing() && self.underway.is_none() && self.outlet.may_send(now) {
+            match self.history.filler(self.fillers, now) {
+                Some(packet) => self.send_again(&packet, now),
+                None => self.outlet.end_probe(),
+            }
+            self.fillers += 1;
+        }
+    }
+
+    /// Whether a picture is under way.
+    pub fn is_sending(&self) -> bool {
+        self.underway.is_some()
+    }
+
+    /// Whether a keyframe is on its way to the viewer, as far as can be told: it need not be sent another.
+    pub fn has_keyframe_on_the_way(&self, now: Instant) -> bool {
+        let travels = self.history.round_trip().unwrap_or_default();
+        self.underway.as_ref().is_some_and(|underway| underway.picture.is_keyframe())
+            || self.keyframe_sent_at.is_some_and(|at| now.saturating_duration_since(at) < travels)
     }
 
     /// So much of the stream went by, sent to this viewer or not: repeats may take a share of it.
@@ -182,20 +277,67 @@ impl Peer {
             TransportProtocol::TCP => Transport::Tcp,
             _ => Transport::Udp,
         };
-        Some(Transmit { from: transport.local_addr, to: transport.peer_addr, transport: carried_by, data: message })
+        let (from, to) = (transport.local_addr, transport.peer_addr);
+        if is_rtp(&message) && self.route != Some((from, to, carried_by)) {
+            self.route = Some((from, to, carried_by));
+            self.outlet.set_is_ipv6(to.is_ipv6());
+        }
+        Some(Transmit { from, to, transport: carried_by, data: message })
     }
 
     pub fn poll_event(&mut self) -> Option<PeerEvent> {
         self.events.pop_front()
     }
 
+    /// When it wants to be woken, for [`Self::handle_timeout`] or [`Self::flush`].
     pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
-        self.connection.poll_timeout().map(|at| at.max(now + LEAST_TIMEOUT))
+        self.library_timeout = self.connection.poll_timeout().map(|at| at.max(now + LEAST_TIMEOUT));
+        self.timeout(now)
+    }
+
+    /// The same, when nothing happened since but that packets were sent.
+    pub fn timeout(&self, now: Instant) -> Option<Instant> {
+        let has_more = self.underway.is_some() || !self.repeats.is_empty() || self.outlet.is_probing();
+        let waits = self.has_path && has_more;
+        let flush_at = waits.then(|| self.outlet.ready_at(now));
+        let congestion = self.outlet.poll_timeout().map(|at| at.max(now + LEAST_TIMEOUT));
+        [self.library_timeout, flush_at, congestion].into_iter().flatten().min()
     }
 
     /// What part of the packets the viewer missed, 0 to 1; given once for each of its reports.
     pub fn take_loss(&mut self) -> Option<f32> {
-        self.fraction_lost.take()
+        self.unread_loss.take()
+    }
+
+    /// What its network carries; `None` while the viewer has said too little to tell.
+    pub fn estimate(&self) -> Option<Bitrate> {
+        self.outlet.estimate()
+    }
+
+    /// Its estimate rests on more than loss reports, and its packets leave as its network allows.
+    pub fn is_estimated(&self) -> bool {
+        self.outlet.is_known()
+    }
+
+    /// More than this is of no use to it.
+    pub fn set_wanted(&mut self, wanted: Bitrate) {
+        self.outlet.set_wanted(wanted);
+    }
+
+    /// How it fares, as far as the connection knows; what it asked for and was given is not known here.
+    pub fn figures(&self, now: Instant) -> Figures {
+        Figures {
+            quality: Quality::Auto,
+            rendition: None,
+            is_thinned: false,
+            estimate: self.estimate(),
+            sent: self.outlet.sent(now),
+            loss: self.fraction_lost,
+            round_trip: self.history.round_trip(),
+            units_sent: self.units_sent,
+            units_skipped: 0,
+            path: self.path(),
+        }
     }
 
     /// Says close_notify; transmits may follow.
@@ -224,7 +366,6 @@ impl Peer {
         })?;
         self.connection.set_local_description(now, answer).map_err(unusable)?;
         let ice_ufrag = sdp::ice_ufrag(&sdp).unwrap_or_default().to_owned();
-        self.stream.playout_delay_id = self.negotiated_playout_delay();
         for line in candidates {
             if let Err(reason) = self.add_candidate(line) {
                 debug!(%reason, "a candidate in the offer is passed over");
@@ -233,25 +374,39 @@ impl Peer {
         Ok(Answer { sdp, ice_ufrag })
     }
 
-    fn negotiated_playout_delay(&mut self) -> Option<u8> {
+    /// The number that a header extension has in this connection (RFC 8285), where both sides know it.
+    fn negotiated_extension(&mut self, uri: &str) -> Option<u8> {
         let mut sender = self.connection.rtp_sender(self.sender)?;
         let extensions = &sender.get_parameters().rtp_parameters.header_extensions;
-        let id = extensions.iter().find(|extension| extension.uri == PLAYOUT_DELAY_URI)?.id;
-        u8::try_from(id).ok()
+        let id = extensions.iter().find(|extension| extension.uri == uri)?.id;
+        // More would need the two-byte form (RFC 8285, section 4.3), which no browser asks for.
+        u8::try_from(id).ok().filter(|id| (1..=14).contains(id))
     }
 
-    fn poll_connection(&mut self) {
+    fn poll_connection(&mut self, now: Instant) {
         while let Some(event) = self.connection.poll_event() {
             let RTCPeerConnectionEvent::OnConnectionStateChangeEvent(state) = event else { continue };
             match state {
                 RTCPeerConnectionState::Connected => {
-                    self.connected = true;
+                    (self.connected, self.has_path) = (true, true);
+                    // What was under way when the old path went is not waited for any more.
+                    self.underway = None;
+                    self.repeats.clear();
+                    let is_near = self.check_round_trip(now).is_some_and(|round_trip| round_trip < NEAR);
+                    self.outlet.begin(is_near, now);
                     self.events.push_back(PeerEvent::Connected);
                 }
                 RTCPeerConnectionState::Failed => self.events.push_back(PeerEvent::Lost),
                 _ => {}
             }
         }
+    }
+
+    /// How long the newest of our ICE checks took to be answered.
+    fn check_round_trip(&mut self, now: Instant) -> Option<Duration> {
+        let report = self.connection.get_stats(now, StatsSelector::None);
+        let seconds = report.candidate_pairs().map(|pair| pair.current_round_trip_time);
+        seconds.filter(|&seconds| seconds > 0.0).min_by(f64::total_cmp).map(Duration::from_secs_f64)
     }
 
     fn is_closed_by_viewer(&mut self) -> bool {
@@ -267,39 +422,82 @@ impl Peer {
                     self.counters.keyframe_requests.add(1);
                     self.events.push_back(PeerEvent::KeyframeWanted);
                 }
-                Heard::Nack { sequence_number } => self.repeat(sequence_number, now),
+                Heard::Nack { sequence_number } => self.hear_nack(sequence_number, now),
                 Heard::Report { ssrc, fraction_lost, last_sequence_number, last_sender_report, delay }
                     if ssrc == self.stream.ssrc =>
                 {
+                    let round_trip = self.stream.round_trip(last_sender_report, delay, now);
+                    if let Some(round_trip) = round_trip {
+                        self.history.measured(round_trip);
+                    }
                     // A report in which nothing new arrived tells nothing.
                     if self.reported_up_to.replace(last_sequence_number) != Some(last_sequence_number) {
-                        self.fraction_lost = Some(fraction_lost);
-                    }
-                    if let Some(round_trip) = self.stream.round_trip(last_sender_report, delay, now) {
-                        self.history.measured(round_trip);
+                        self.fraction_lost = fraction_lost;
+                        self.unread_loss = Some(fraction_lost);
+                        self.outlet.handle_report(fraction_lost, round_trip, now);
                     }
                 }
                 Heard::Report { .. } => {}
+                Heard::Arrived(arrivals) => {
+                    let arrivals = self.numbering.read(&arrivals);
+                    self.outlet.handle_arrivals(&arrivals, now);
+                }
+                Heard::Estimate(estimate) => self.outlet.handle_remb(estimate, now),
             }
         }
     }
 
-    fn repeat(&mut self, sequence_number: u16, now: Instant) {
+    fn hear_nack(&mut self, sequence_number: u16, now: Instant) {
         self.counters.nacks_received.add(1);
-        let packet = match self.history.repeat(sequence_number, now) {
-            Repeat::Send(packet) => packet,
-            Repeat::Refused => {
-                self.counters.retransmissions_refused.add(1);
-                return;
-            }
-            Repeat::Gone => return,
-        };
-        self.counters.packets_retransmitted.add(1);
-        let packet = self.stream.repeat(packet);
-        self.write_rtp(packet, now);
+        let is_full = self.repeats.len() >= WAITING_REPEATS;
+        match if is_full { Verdict::Refused } else { self.history.ask(sequence_number, now) } {
+            Verdict::Granted => self.repeats.push_back(sequence_number),
+            Verdict::Refused => self.counters.retransmissions_refused.add(1),
+            Verdict::Gone => {}
+        }
     }
 
-    fn write_rtp(&mut self, packet: rtp::Packet, now: Instant) {
+    fn send_picture(&mut self, underway: &mut Underway, now: Instant) {
+        let is_keyframe = underway.picture.is_keyframe();
+        while self.outlet.may_send(now)
+            && let Some((payload, marker)) = underway.next()
+        {
+            let number = self.next_number();
+            let packet = self.stream.next_packet(underway.timestamp, marker, is_keyframe, payload, number);
+            self.send(self.stream.packet(&packet), number, now);
+            self.history.push(packet, now);
+        }
+    }
+
+    fn end_picture(&mut self, underway: &Underway, now: Instant) {
+        self.units_sent += 1;
+        self.counters.units_sent.add(1);
+        if underway.picture.is_keyframe() {
+            self.keyframe_sent_at = Some(now);
+        }
+        if let Some(report) = self.stream.report(underway.timestamp, now) {
+            self.write_message(RTCMessage::RtcpPacket(String::new(), vec![Box::new(report)]), now);
+        }
+    }
+
+    fn send_again(&mut self, packet: &StreamPacket, now: Instant) {
+        if self.stream.rtx_ssrc().is_some() {
+            let number = self.next_number();
+            if let Some(repeat) = self.stream.repeat(packet, number) {
+                self.send(repeat, number, now);
+            }
+        } else {
+            // Its number of old: it says nothing new about the network.
+            self.send(self.stream.packet(packet), None, now);
+        }
+    }
+
+    fn next_number(&mut self) -> Option<u64> {
+        self.stream.transport_wide_id.map(|_| self.numbering.take())
+    }
+
+    fn send(&mut self, packet: rtp::Packet, number: Option<u64>, now: Instant) {
+        self.outlet.handle_sent(number, packet.marshal_size(), now);
         // Straight into the chain: `RTCRtpSender::write_rtp` looks the codec up and copies the track's name each time.
         self.write_message(RTCMessage::RtpPacket(String::new(), packet), now);
     }
@@ -309,6 +507,23 @@ impl Peer {
             debug!(%error, "packet not written");
         }
     }
+
+    fn path(&self) -> Option<Path> {
+        let (local, remote, transport) = self.route?;
+        let is_local = |candidate: &&Candidate| match candidate.kind {
+            CandidateKind::ServerReflexive { base } => base == local,
+            CandidateKind::Host | CandidateKind::Relayed { .. } => candidate.address == local,
+        };
+        // What a NAT forwards to an address of ours counts as the address itself.
+        let kind = self.candidates.iter().filter(is_local).map(|candidate| candidate.kind);
+        let local_kind = kind.min_by_key(|kind| *kind != CandidateKind::Host).unwrap_or(CandidateKind::Host);
+        Some(Path { transport, local, local_kind, remote, is_remote_relayed: self.relayed.contains(&remote) })
+    }
+}
+
+/// RTP and RTCP (RFC 7983, section 7).
+fn is_rtp(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| (128..=191).contains(first))
 }
 
 fn unusable(error: rtc::shared::error::Error) -> RejectReason {

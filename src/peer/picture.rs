@@ -36,3 +36,30 @@ impl Picture {
         self.payloads.iter().map(Bytes::len).sum()
     }
 }
+
+/// A picture on its way to one viewer.
+#[derive(Debug)]
+pub(super) struct Underway {
+    pub(super) picture: Picture,
+    pub(super) timestamp: u32,
+    /// The first payload that has not left.
+    next: usize,
+}
+
+impl Underway {
+    pub(super) fn new(picture: Picture, timestamp: u32) -> Self {
+        Self { picture, timestamp, next: 0 }
+    }
+
+    /// The next payload, and whether it is the last.
+    pub(super) fn next(&mut self) -> Option<(Bytes, bool)> {
+        let payload = self.picture.payloads.get(self.next)?.clone();
+        self.next += 1;
+        Some((payload, self.is_whole()))
+    }
+
+    /// It is sent whole.
+    pub(super) fn is_whole(&self) -> bool {
+        self.next >= self.picture.payloads.len()
+    }
+}

@@ -1,5 +1,7 @@
 //! What edgecam reads in an offer and puts right in an answer. Everything else in SDP is `rtc`'s business.
 
+use std::net::SocketAddr;
+
 use crate::core::candidate::{Candidate, CandidateKind};
 use crate::core::signal::RejectReason;
 use crate::core::transmit::Transport;
@@ -17,6 +19,8 @@ pub(super) struct VideoOffer {
     pub(super) fmtp: String,
     /// The payload type of retransmissions of it (RFC 4588).
     pub(super) rtx_payload_type: Option<u8>,
+    /// The viewer says when each packet arrived (draft-holmer-rmcat-transport-wide-cc-extensions-01).
+    pub(super) transport_cc: bool,
 }
 
 /// Finds the H.264 that edgecam will send, or says in words for people why there is none.
@@ -60,6 +64,7 @@ pub(super) fn read_offer(sdp: &str) -> Result<VideoOffer, RejectReason> {
         payload_type: best.payload_type,
         fmtp: best.fmtp.to_owned(),
         rtx_payload_type: rtx.map(|format| format.payload_type),
+        transport_cc: has_feedback(video, best.payload_type, "transport-cc"),
     })
 }
 
@@ -181,6 +186,13 @@ pub(super) fn read_candidate(line: &str) -> Result<RemoteCandidate, RejectReason
     Ok(RemoteCandidate::Usable)
 }
 
+/// The address of a candidate that a TURN server lends the viewer.
+pub(super) fn relayed_address(line: &str) -> Option<SocketAddr> {
+    let words: Vec<_> = line.split_ascii_whitespace().collect();
+    let [_, _, _, _, address, port, "typ", "relay", ..] = words[..] else { return None };
+    Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+}
+
 struct Format<'a> {
     payload_type: u8,
     codec: &'a str,
@@ -196,6 +208,14 @@ fn formats<'a>(section: &'a [&'a str]) -> impl Iterator<Item = Format<'a>> {
         });
         Some(Format { payload_type: number.parse().ok()?, codec, fmtp: fmtp.unwrap_or("") })
     })
+}
+
+/// Whether a format's RTCP feedback is offered (RFC 4585, section 4.2).
+fn has_feedback(section: &[&str], payload_type: u8, kind: &str) -> bool {
+    section
+        .iter()
+        .filter_map(|line| line.strip_prefix("a=rtcp-fb:")?.split_once(' '))
+        .any(|(format, offered)| offered.trim() == kind && (format == "*" || format.parse() == Ok(payload_type)))
 }
 
 fn parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {
@@ -259,6 +279,19 @@ mod tests {
         let video = read_offer(&offer(CHROMIUM)).unwrap();
         assert_eq!((video.payload_type, video.rtx_payload_type), (108, Some(109)));
         assert!(video.fmtp.ends_with("profile-level-id=42e01f"));
+    }
+
+    #[test]
+    fn transport_wide_feedback_counts_when_it_is_offered_for_the_chosen_format() {
+        for (line, is_offered) in [
+            ("", false),
+            ("a=rtcp-fb:102 transport-cc\r\n", false),
+            ("a=rtcp-fb:108 transport-cc\r\n", true),
+            ("a=rtcp-fb:* transport-cc\r\n", true),
+            ("a=rtcp-fb:108 transport-cc2\r\na=rtcp-fb:108\r\na=rtcp-fb:x transport-cc\r\n", false),
+        ] {
+            assert_eq!(read_offer(&offer(&format!("{CHROMIUM}{line}"))).unwrap().transport_cc, is_offered, "{line}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use rtc::shared::error::{Error, Result};
 use super::feedback::Feedback;
 use super::sdp::VideoOffer;
 use super::stream::{PLAYOUT_DELAY_URI, Stream};
+use super::transport_wide::TRANSPORT_WIDE_URI;
 use crate::core::candidate::Candidate;
 
 /// Checks go out as often as this until one succeeds; the library's 200 ms would be seen in every first picture.
@@ -115,13 +116,15 @@ fn media_engine(video: &VideoOffer) -> Result<MediaEngine> {
         };
         engine.register_codec(RTCRtpCodecParameters { rtp_codec, payload_type }, RtpCodecKind::Video)?;
     }
-    let playout_delay = RTCRtpHeaderExtensionCapability { uri: PLAYOUT_DELAY_URI.to_owned() };
-    engine.register_header_extension(playout_delay, RtpCodecKind::Video, None)?;
+    for uri in [PLAYOUT_DELAY_URI, TRANSPORT_WIDE_URI] {
+        let extension = RTCRtpHeaderExtensionCapability { uri: uri.to_owned() };
+        engine.register_header_extension(extension, RtpCodecKind::Video, None)?;
+    }
     Ok(engine)
 }
 
 fn h264(video: &VideoOffer) -> RTCRtpCodec {
-    let feedback = [("nack", ""), ("nack", "pli"), ("ccm", "fir")]
+    let feedback = [("nack", ""), ("nack", "pli"), ("ccm", "fir"), ("transport-cc", ""), ("goog-remb", "")]
         .map(|(typ, parameter)| RTCPFeedback { typ: typ.to_owned(), parameter: parameter.to_owned() });
     RTCRtpCodec {
         mime_type: MIME_TYPE_H264.to_owned(),

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rtc::rtcp::sender_report::SenderReport;
-use rtc::rtp::{self, header::Header};
-use tracing::debug;
+use rtc::rtp;
+use rtc::rtp::header::{EXTENSION_PROFILE_ONE_BYTE, Extension, Header};
 
 use super::sdp::VideoOffer;
+use super::transport_wide;
 
 const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// <http://www.webrtc.org/experiments/rtp-hdrext/playout-delay>
@@ -21,9 +22,12 @@ pub(super) struct Stream {
     next_sequence_number: u16,
     timestamp_offset: u32,
     epoch: Instant,
+    /// Where the clock of the stream stands, in ticks since the epoch.
+    last_tick: Option<u64>,
     rtx: Option<Rtx>,
-    /// The extension's number where the viewer knows it (RFC 8285).
+    /// The extensions' numbers where the viewer knows them (RFC 8285).
     pub(super) playout_delay_id: Option<u8>,
+    pub(super) transport_wide_id: Option<u8>,
     next_report_at: Option<Instant>,
     packets: u32,
     octets: u32,
@@ -34,6 +38,18 @@ struct Rtx {
     ssrc: u32,
     payload_type: u8,
     next_sequence_number: u16,
+}
+
+/// What tells a packet of the stream from all others: enough to make it once more, to the bit.
+#[derive(Clone, Debug)]
+pub(super) struct StreamPacket {
+    pub(super) sequence_number: u16,
+    pub(super) timestamp: u32,
+    pub(super) marker: bool,
+    pub(super) is_keyframe: bool,
+    /// Its transport-wide number, where the viewer reports on them.
+    pub(super) number: Option<u64>,
+    pub(super) payload: Bytes,
 }
 
 impl Stream {
@@ -49,8 +65,10 @@ impl Stream {
             next_sequence_number: rand::random(),
             timestamp_offset: rand::random(),
             epoch,
+            last_tick: None,
             rtx,
             playout_delay_id: None,
+            transport_wide_id: None,
             next_report_at: None,
             packets: 0,
             octets: 0,
@@ -61,49 +79,74 @@ impl Stream {
         self.rtx.as_ref().map(|rtx| rtx.ssrc)
     }
 
-    /// Ticks of 90 kHz, the RTP clock of video (RFC 6184, section 8.2.1), modulo 2^32.
-    pub(super) fn timestamp(&self, captured_at: Instant) -> u32 {
-        let ticks = captured_at.saturating_duration_since(self.epoch).as_nanos() * 9 / 100_000;
-        self.timestamp_offset.wrapping_add(ticks as u32)
+    /// The time of the next picture in ticks of 90 kHz, the RTP clock of video (RFC 6184, section 8.2.1), modulo 2^32. It always
+    /// goes on: one of the other rendition may have been taken a little earlier than the last.
+    pub(super) fn timestamp(&mut self, captured_at: Instant) -> u32 {
+        let tick = captured_at.saturating_duration_since(self.epoch).as_nanos() * 9 / 100_000;
+        let tick = (tick as u64).max(self.last_tick.map_or(0, |last| last + 1));
+        self.last_tick = Some(tick);
+        self.timestamp_offset.wrapping_add(tick as u32)
     }
 
-    /// The header of the stream's next packet.
-    pub(super) fn next_header(&mut self, timestamp: u32, marker: bool, is_keyframe: bool, payload: &Bytes) -> Header {
+    /// The stream's next packet.
+    pub(super) fn next_packet(
+        &mut self,
+        timestamp: u32,
+        marker: bool,
+        is_keyframe: bool,
+        payload: Bytes,
+        number: Option<u64>,
+    ) -> StreamPacket {
         let sequence_number = self.next_sequence_number;
         self.next_sequence_number = sequence_number.wrapping_add(1);
         self.packets = self.packets.wrapping_add(1);
         self.octets = self.octets.wrapping_add(payload.len() as u32);
-        let mut header = self.header(sequence_number, timestamp, marker);
-        // On keyframes only: a receiver keeps it, and the others' packets stay of one size.
-        if is_keyframe
-            && let Some(id) = self.playout_delay_id
-            && let Err(error) = header.set_extension(id, NO_PLAYOUT_DELAY)
-        {
-            debug!(%error, "no playout-delay");
-        }
-        header
+        StreamPacket { sequence_number, timestamp, marker, is_keyframe, number, payload }
     }
 
-    /// A packet sent before: in the stream of repeats if the viewer takes one (RFC 4588, section 4), else to the bit as it
-    /// was, since SRTP must not encrypt two things under one number (RFC 3711, section 9.1).
-    pub(super) fn repeat(&mut self, packet: rtp::Packet) -> rtp::Packet {
-        let Some(rtx) = &mut self.rtx else { return packet };
-        let rtp::Packet { header: original, payload: content } = packet;
-        let mut payload = BytesMut::with_capacity(2 + content.len());
-        payload.extend_from_slice(&original.sequence_number.to_be_bytes());
-        payload.extend_from_slice(&content);
+    /// As it goes out, and without a stream for repeats goes out again: to the bit as it was, since SRTP must not encrypt two
+    /// things under one number (RFC 3711, section 9.1).
+    pub(super) fn packet(&self, packet: &StreamPacket) -> rtp::Packet {
+        let &StreamPacket { sequence_number, timestamp, marker, .. } = packet;
+        let mut header = Header {
+            version: 2, // the type's default of 0 is thrown away by every receiver
+            marker,
+            payload_type: self.payload_type,
+            sequence_number,
+            timestamp,
+            ssrc: self.ssrc,
+            ..Default::default()
+        };
+        // On keyframes only: a receiver keeps it. Within a picture all packets are of one size, so that they leave in one call.
+        let playout_delay = self.playout_delay_id.filter(|_| packet.is_keyframe);
+        extend(&mut header, playout_delay.map(|id| (id, NO_PLAYOUT_DELAY)), self.numbered(packet.number));
+        rtp::Packet { header, payload: packet.payload.clone() }
+    }
+
+    /// A packet sent before, in the stream of repeats, where the viewer takes one (RFC 4588, section 4).
+    pub(super) fn repeat(&mut self, packet: &StreamPacket, number: Option<u64>) -> Option<rtp::Packet> {
+        let numbered = self.numbered(number);
+        let rtx = self.rtx.as_mut()?;
+        let mut payload = BytesMut::with_capacity(2 + packet.payload.len());
+        payload.extend_from_slice(&packet.sequence_number.to_be_bytes());
+        payload.extend_from_slice(&packet.payload);
         let sequence_number = rtx.next_sequence_number;
         rtx.next_sequence_number = sequence_number.wrapping_add(1);
-        let header = Header {
+        let mut header = Header {
             version: 2,
-            marker: original.marker,
+            marker: packet.marker,
             payload_type: rtx.payload_type,
             sequence_number,
-            timestamp: original.timestamp,
+            timestamp: packet.timestamp,
             ssrc: rtx.ssrc,
             ..Default::default()
         };
-        rtp::Packet { header, payload: payload.freeze() }
+        extend(&mut header, None, numbered);
+        Some(rtp::Packet { header, payload: payload.freeze() })
+    }
+
+    fn numbered(&self, number: Option<u64>) -> Option<(u8, Bytes)> {
+        Some((self.transport_wide_id?, transport_wide::extension(number?)))
     }
 
     /// A sender report when one is due (RFC 3550, section 6.4.1): the viewer's answer to it shows the round trip.
@@ -132,18 +175,6 @@ impl Stream {
             .then(|| Duration::from_micros((u64::from(round_trip) * 1_000_000) >> 16))
     }
 
-    fn header(&self, sequence_number: u16, timestamp: u32, marker: bool) -> Header {
-        Header {
-            version: 2, // the type's default of 0 is thrown away by every receiver
-            marker,
-            payload_type: self.payload_type,
-            sequence_number,
-            timestamp,
-            ssrc: self.ssrc,
-            ..Default::default()
-        }
-    }
-
     /// NTP format (RFC 3550, section 4) of the monotonic clock: its zero does not matter to a round trip.
     fn ntp(&self, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.epoch) + Duration::from_secs(3600);
@@ -152,12 +183,24 @@ impl Stream {
     }
 }
 
+/// Puts extensions into a header that has none; their numbers are 1 to 14 (RFC 8285, section 4.2).
+fn extend(header: &mut Header, first: Option<(u8, Bytes)>, second: Option<(u8, Bytes)>) {
+    if first.is_some() || second.is_some() {
+        header.extension = true;
+        header.extension_profile = EXTENSION_PROFILE_ONE_BYTE;
+        header.extensions = first.into_iter().chain(second).map(|(id, payload)| Extension { id, payload }).collect();
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use rtc::shared::marshal::Marshal;
+
     use super::*;
 
     fn stream(epoch: Instant) -> Stream {
-        let video = VideoOffer { payload_type: 108, fmtp: String::new(), rtx_payload_type: Some(109) };
+        let video =
+            VideoOffer { payload_type: 108, fmtp: String::new(), rtx_payload_type: Some(109), transport_cc: true };
         Stream::new(&video, epoch)
     }
 
@@ -176,24 +219,52 @@ mod tests {
         assert_eq!(stream.round_trip(quoted.wrapping_add(1 << 20), 0, sent_at), None);
     }
 
+    fn packet(stream: &mut Stream, number: Option<u64>) -> StreamPacket {
+        stream.next_packet(90, true, true, Bytes::from_static(b"picture"), number)
+    }
+
     #[test]
     fn a_repeat_goes_by_its_own_stream_and_names_the_packet_it_stands_for() {
         let mut stream = stream(Instant::now());
-        let payload = Bytes::from_static(b"picture");
-        let header = Header { sequence_number: 0x1234, ..stream.next_header(90, true, true, &payload) };
-        let packet = stream.repeat(rtp::Packet { header, payload });
-        assert_eq!(&packet.payload[..], b"\x12\x34picture");
-        assert_eq!((packet.header.payload_type, packet.header.timestamp, packet.header.marker), (109, 90, true));
-        assert_ne!(packet.header.ssrc, stream.ssrc);
+        stream.transport_wide_id = Some(3);
+        let packet = StreamPacket { sequence_number: 0x1234, ..packet(&mut stream, Some(7)) };
+        let repeat = stream.repeat(&packet, Some(0x1_0102)).unwrap();
+        assert_eq!(&repeat.payload[..], b"\x12\x34picture");
+        assert_eq!((repeat.header.payload_type, repeat.header.timestamp, repeat.header.marker), (109, 90, true));
+        assert_ne!(repeat.header.ssrc, stream.ssrc);
+        assert_eq!(repeat.header.get_extension(3).unwrap()[..], [1, 2], "a number of its own");
     }
 
     #[test]
     fn without_a_stream_for_repeats_a_packet_goes_out_again_to_the_bit_as_it_was() {
         let mut stream = stream(Instant::now());
-        (stream.rtx, stream.playout_delay_id) = (None, Some(5));
-        let payload = Bytes::from_static(b"picture");
-        let packet = rtp::Packet { header: stream.next_header(90, true, true, &payload), payload };
-        assert!(packet.header.extension);
-        assert_eq!(stream.repeat(packet.clone()), packet);
+        (stream.rtx, stream.playout_delay_id, stream.transport_wide_id) = (None, Some(5), Some(3));
+        let packet = packet(&mut stream, Some(9));
+        assert!(stream.repeat(&packet, Some(10)).is_none());
+        assert!(stream.packet(&packet).header.extension);
+        assert_eq!(stream.packet(&packet), stream.packet(&packet));
+    }
+
+    #[test]
+    fn the_packets_of_a_picture_are_of_one_size() {
+        let mut stream = stream(Instant::now());
+        (stream.playout_delay_id, stream.transport_wide_id) = (Some(5), Some(3));
+        for is_keyframe in [true, false] {
+            let mut sizes = (0..300).map(|number| {
+                let packet = stream.next_packet(90, number == 299, is_keyframe, Bytes::from_static(b"x"), Some(number));
+                stream.packet(&packet).marshal().unwrap().len()
+            });
+            let first = sizes.next().unwrap();
+            assert!(sizes.all(|size| size == first));
+        }
+    }
+
+    #[test]
+    fn the_clock_goes_on_even_when_a_picture_was_taken_before_the_last_one() {
+        let epoch = Instant::now();
+        let mut stream = stream(epoch);
+        let mut at = |ms| stream.timestamp(epoch + Duration::from_millis(ms));
+        let first = at(1000);
+        assert_eq!([at(1000), at(900), at(1033)].map(|time| time.wrapping_sub(first)), [1, 2, 33 * 90]);
     }
 }

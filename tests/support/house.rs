@@ -22,7 +22,7 @@ use edgecam::peer::{Identity, PeerSettings};
 use edgecam::publisher::{Effect, Publisher, PublisherSettings};
 
 use super::network::{Link, LinkSettings};
-use super::viewer::Viewer;
+use super::viewer::{Tells, Viewer};
 
 const FRAME: Duration = Duration::from_nanos(33_333_333);
 /// 2 Mbit/s at 30 pictures a second, keyframes eight times as large.
@@ -138,10 +138,14 @@ impl House {
 
     /// A new viewer with the same link both ways, who offers at once. Returns its seat.
     pub fn join(&mut self, link: LinkSettings) -> usize {
+        self.join_who(link, Tells::Arrivals)
+    }
+
+    pub fn join_who(&mut self, link: LinkSettings, tells: Tells) -> usize {
         let seat = self.viewers.len();
         let address = SocketAddr::from(([198, 51, 100, u8::try_from(seat).unwrap() + 1], 50_000));
         self.viewers.push(Seat {
-            viewer: Viewer::new(address, self.now),
+            viewer: Viewer::new(address, tells, self.now),
             name: format!("viewer-{seat}"),
             down: Link::new(link, seat as u64 + 1),
             up: Link::new(LinkSettings { rate: None, ..link }, seat as u64 + 1001),

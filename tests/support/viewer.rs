@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use rtc::interceptor::Registry;
+use rtc::interceptor::{Registry, Slot, TwccReceiverBuilder};
 use rtc::peer_connection::configuration::interceptor_registry::configure_rtcp_reports;
 use rtc::peer_connection::configuration::media_engine::{MIME_TYPE_H264, MIME_TYPE_RTX, MediaEngine};
 use rtc::peer_connection::configuration::setting_engine::SettingEngineBuilder;
@@ -17,7 +17,9 @@ use rtc::peer_connection::state::RTCPeerConnectionState;
 use rtc::peer_connection::transport::RTCIceCandidateInit;
 use rtc::peer_connection::{RTCPeerConnection, RTCPeerConnectionBuilder};
 use rtc::rtcp::transport_feedbacks::transport_layer_nack::{TransportLayerNack, nack_pairs_from_sequence_numbers};
-use rtc::rtp_transceiver::rtp_sender::{RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RtpCodecKind};
+use rtc::rtp_transceiver::rtp_sender::{
+    RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RTCRtpHeaderExtensionCapability, RtpCodecKind,
+};
 use rtc::rtp_transceiver::{RTCRtpReceiverId, RTCRtpTransceiverDirection, RTCRtpTransceiverInit};
 use rtc::sansio::Protocol;
 use rtc::shared::{TaggedBytesMut, TransportContext, TransportProtocol};
@@ -31,6 +33,17 @@ pub struct Viewer {
     next_pli_at: Option<Instant>,
     next_nack_at: Option<Instant>,
 }
+
+/// What a viewer tells of its network, beside the reports on loss that all send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tells {
+    /// When each packet arrived, as browsers do.
+    Arrivals,
+    Nothing,
+}
+
+const TRANSPORT_WIDE: &str = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
+const FEEDBACK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What is missing is asked for as often, for as long as it may still be of use.
 const NACK_INTERVAL: Duration = Duration::from_millis(50);
@@ -57,12 +70,22 @@ struct Part {
 }
 
 impl Viewer {
-    pub fn new(address: SocketAddr, now: Instant) -> Self {
+    pub fn new(address: SocketAddr, tells: Tells, now: Instant) -> Self {
         let fmtp = "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f";
         let mut media = MediaEngine::default();
-        let feedback = [("nack", ""), ("nack", "pli"), ("ccm", "fir")];
-        let rtcp_feedback =
-            feedback.map(|(typ, parameter)| RTCPFeedback { typ: typ.into(), parameter: parameter.into() }).to_vec();
+        let mut feedback = vec![("nack", ""), ("nack", "pli"), ("ccm", "fir"), ("goog-remb", "")];
+        let mut registry = configure_rtcp_reports(Registry::new());
+        if tells == Tells::Arrivals {
+            feedback.push(("transport-cc", ""));
+            let extension = RTCRtpHeaderExtensionCapability { uri: TRANSPORT_WIDE.into() };
+            media.register_header_extension(extension, RtpCodecKind::Video, None).unwrap();
+            let receiver = TwccReceiverBuilder::new().with_interval(FEEDBACK_INTERVAL).build();
+            registry = registry.with(Slot::TwccReceiver, receiver);
+        }
+        let rtcp_feedback = feedback
+            .into_iter()
+            .map(|(typ, parameter)| RTCPFeedback { typ: typ.into(), parameter: parameter.into() })
+            .collect::<Vec<_>>();
         for (mime_type, payload_type, sdp_fmtp_line, rtcp_feedback) in
             [(MIME_TYPE_H264, 108, fmtp, rtcp_feedback), (MIME_TYPE_RTX, 109, "apt=108", vec![])]
         {
@@ -75,7 +98,6 @@ impl Viewer {
             };
             media.register_codec(RTCRtpCodecParameters { rtp_codec, payload_type }, RtpCodecKind::Video).unwrap();
         }
-        let registry = configure_rtcp_reports(Registry::new());
         let setting = SettingEngineBuilder::new()
             .with_multicast_dns_mode(rtc::ice::mdns::MulticastDnsMode::Disabled)
             .with_ice_connection_attempts(Some(Duration::from_millis(20)), Some(100))

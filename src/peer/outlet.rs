@@ -1,0 +1,221 @@
+//! When a viewer's packets may leave, and what is known of the network they leave into.
+//!
+//! ```text
+//!   feedback ─▶ Congestion ─▶ estimate ─▶ (who gets which rendition, and how many bits)
+//!                    │
+//!                    ├─ pacing rate ─▶ Pacer ─▶ may a packet leave?
+//!                    └─ probe: for a moment the probe's own pacer says so
+//! ```
+
+use std::time::{Duration, Instant};
+
+use crate::core::access_unit::Bitrate;
+use crate::core::congestion::pacer::Pacer;
+use crate::core::congestion::{Arrival, Basis, Congestion, CongestionSettings, Probe};
+
+/// UDP, and IPv4 or IPv6 (RFC 768, RFC 791, RFC 8200).
+const UDP_IPV4: usize = 8 + 20;
+const UDP_IPV6: usize = 8 + 40;
+/// The authentication tag of SRTP's AES-GCM (RFC 7714).
+const SRTP: usize = 16;
+/// A viewer who agreed to transport-wide feedback and sent so many reports without any will not begin.
+const PATIENCE: u32 = 3;
+/// So far behind its pacer a viewer wakes the loop, and no sooner: some packets leave together.
+const LEAST_REST: Duration = Duration::from_millis(5);
+/// In a probe the rate is what counts.
+const LEAST_PROBE_REST: Duration = Duration::from_millis(1);
+
+pub(super) struct Outlet {
+    congestion: Congestion,
+    /// The viewer says when each packet arrived, or agreed to.
+    is_numbered: bool,
+    /// `None`: nothing is known of the network, and nothing held back.
+    pacer: Option<Pacer>,
+    probing: Option<Probing>,
+    reports: u32,
+    sent: Meter,
+    /// Of each packet, below RTP.
+    overhead: usize,
+}
+
+struct Probing {
+    probe: Probe,
+    pacer: Pacer,
+    sent: usize,
+}
+
+impl Outlet {
+    pub(super) fn new(settings: CongestionSettings, is_numbered: bool, now: Instant) -> Self {
+        Self {
+            congestion: Congestion::new(settings, now),
+            is_numbered,
+            pacer: None,
+            probing: None,
+            reports: 0,
+            sent: Meter { since: now, bytes: 0, rate: Bitrate::from_kbps(0) },
+            overhead: SRTP + UDP_IPV4,
+        }
+    }
+
+    /// The path stands, for the first time or anew. `is_near`: so near that there is hardly a bottleneck on it.
+    pub(super) fn begin(&mut self, is_near: bool, now: Instant) {
+        self.congestion.handle_new_path(now);
+        self.probing = None;
+        self.reports = 0;
+        self.pacer = (self.is_numbered && !is_near).then(|| {
+            let mut pacer = Pacer::new(now);
+            pacer.set_rate(self.congestion.pacing_rate());
+            pacer
+        });
+    }
+
+    pub(super) fn set_is_ipv6(&mut self, is_ipv6: bool) {
+        self.overhead = SRTP + if is_ipv6 { UDP_IPV6 } else { UDP_IPV4 };
+    }
+
+    pub(super) fn set_wanted(&mut self, wanted: Bitrate) {
+        self.congestion.set_wanted(wanted);
+    }
+
+    pub(super) fn may_send(&self, now: Instant) -> bool {
+        match &self.probing {
+            Some(probing) => probing.pacer.may_send(now),
+            None => self.pacer.is_none_or(|pacer| pacer.may_send(now)),
+        }
+    }
+
+    /// When the next packet may leave, a little later where that saves a turn of the loop.
+    pub(super) fn ready_at(&self, now: Instant) -> Instant {
+        match (&self.probing, self.pacer) {
+            (Some(probing), _) => probing.pacer.ready_at(now).max(now + LEAST_PROBE_REST),
+            (None, Some(pacer)) => pacer.ready_at(now).max(now + LEAST_REST),
+            (None, None) => now + LEAST_REST,
+        }
+    }
+
+    /// A packet left, of so many bytes with its RTP header.
+    pub(super) fn handle_sent(&mut self, number: Option<u64>, rtp_bytes: usize, now: Instant) {
+        let bytes = rtp_bytes + self.overhead;
+        self.sent.add(bytes, now);
+        let probe = self.probing.as_ref().map(|probing| probing.probe.id);
+        if let Some(number) = number {
+            self.congestion.handle_sent(number, bytes, probe, now);
+        }
+        if let Some(pacer) = &mut self.pacer {
+            pacer.handle_sent(bytes, now);
+        }
+        if let Some(probing) = &mut self.probing {
+            probing.pacer.handle_sent(bytes, now);
+            probing.sent += bytes;
+            if probing.sent >= probing.probe.bytes {
+                self.probing = None;
+            }
+        }
+    }
+
+    /// Begins a probe if one is due: there is something to send, and a stream of repeats to fill it up.
+    pub(super) fn begin_probe(&mut self, now: Instant) {
+        if self.probing.is_none()
+            && self.pacer.is_some()
+            && self.is_numbered
+            && let Some(probe) = self.congestion.poll_probe(now)
+        {
+            let mut pacer = Pacer::new(now);
+            pacer.set_rate(probe.rate);
+            self.probing = Some(Probing { probe, pacer, sent: 0 });
+        }
+    }
+
+    pub(super) fn is_probing(&self) -> bool {
+        self.probing.is_some()
+    }
+
+    /// There was nothing to send for it.
+    pub(super) fn end_probe(&mut self) {
+        self.probing = None;
+    }
+
+    pub(super) fn handle_arrivals(&mut self, arrivals: &[Arrival], now: Instant) {
+        if !arrivals.is_empty() {
+            self.congestion.handle_feedback(arrivals, now);
+            self.follow(now);
+        }
+    }
+
+    pub(super) fn handle_remb(&mut self, estimate: Bitrate, now: Instant) {
+        self.congestion.handle_remb(estimate, now);
+        self.follow(now);
+    }
+
+    pub(super) fn handle_report(&mut self, fraction_lost: f32, round_trip: Option<Duration>, now: Instant) {
+        self.congestion.handle_report(fraction_lost, round_trip, now);
+        self.reports = self.reports.saturating_add(1);
+        self.follow(now);
+    }
+
+    /// True: it was due, and the estimate may have changed.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
+        let is_due = self.poll_timeout().is_some_and(|at| at <= now);
+        if is_due {
+            self.congestion.handle_timeout(now);
+            self.follow(now);
+        }
+        is_due
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.congestion.poll_timeout()
+    }
+
+    /// What the network carries; `None` while the viewer has said too little to tell.
+    pub(super) fn estimate(&self) -> Option<Bitrate> {
+        self.is_known().then(|| self.congestion.estimate())
+    }
+
+    /// What was sent in the last second or so, with all headers.
+    pub(super) fn sent(&self, now: Instant) -> Bitrate {
+        self.sent.rate(now)
+    }
+
+    /// The estimate rests on more than loss reports.
+    pub(super) fn is_known(&self) -> bool {
+        self.congestion.basis() >= Basis::Remb
+    }
+
+    /// The pacer follows the estimate.
+    fn follow(&mut self, now: Instant) {
+        if self.is_known() {
+            self.pacer.get_or_insert_with(|| Pacer::new(now)).set_rate(self.congestion.pacing_rate());
+        } else if self.reports >= PATIENCE {
+            self.pacer = None;
+        }
+    }
+}
+
+/// Bytes over about a second.
+#[derive(Debug)]
+struct Meter {
+    since: Instant,
+    bytes: usize,
+    rate: Bitrate,
+}
+
+impl Meter {
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    fn add(&mut self, bytes: usize, now: Instant) {
+        if now.saturating_duration_since(self.since) >= Self::WINDOW {
+            *self = Self { since: now, bytes: 0, rate: self.rate(now) };
+        }
+        self.bytes += bytes;
+    }
+
+    fn rate(&self, now: Instant) -> Bitrate {
+        let time = now.saturating_duration_since(self.since);
+        if time < Self::WINDOW {
+            return self.rate;
+        }
+        let kbps = self.bytes as u128 * 8 / time.as_millis().max(1);
+        Bitrate::from_kbps(u32::try_from(kbps).unwrap_or(u32::MAX))
+    }
+}
