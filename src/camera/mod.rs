@@ -215,6 +215,12 @@ pub struct LowFeed {
 }
 
 impl LowFeed {
+    /// A feed on its own, without a task that listens for what becomes of it.
+    #[cfg(test)]
+    fn to(sink: Sink) -> Self {
+        Self { sink, counters: Arc::default(), state: watch::Sender::new(LowState::Closed) }
+    }
+
     fn unit(&self, captured_at: Instant, is_keyframe: bool, data: Bytes) {
         let counters = &self.counters.low;
         counters.units_captured.add(1);

@@ -1,8 +1,12 @@
-//! What is drawn into the test picture: a mark that programs can read, a clock for people, and something that moves.
+//! What is drawn into the test picture: a mark that programs can read, a clock for people, and ground that passes by, with as much
+//! detail, motion and noise as keeps an encoder as busy as a lively scene does.
 //!
 //! The mark is 56 squares of 16 × 16 pixels in two rows of 28, from (16, 16): bright (luma 235) is 1, dark (16) is 0, the
 //! highest bit first. 32 bits hold the low bits of the wall clock in milliseconds, 16 the number of the picture, 8 the sum of
-//! the six bytes before. It survives encoding, so a test or a page can tell which picture it sees and how old it is.
+//! the six bytes before. It survives encoding, and scaling to half the size, so a test or a page can tell which picture it sees
+//! and how old it is.
+
+use std::sync::OnceLock;
 
 const CELL: usize = 16;
 const COLUMNS: usize = 28;
@@ -34,17 +38,29 @@ impl Mark {
         (bits as u8 == checksum(word)).then_some(mark)
     }
 
-    /// Reads the mark from a decoded picture's luma plane; `None` when there is none or it is damaged.
+    /// Reads the mark from a decoded picture's luma plane, be it as large as it was drawn or half that; `None` when there is none
+    /// or it is damaged.
     pub fn read(luma: &[u8], stride: usize) -> Option<Self> {
+        Self::read_at(1, luma, stride).or_else(|| Self::read_at(2, luma, stride))
+    }
+
+    /// From a picture that was made `smaller` times smaller.
+    fn read_at(smaller: usize, luma: &[u8], stride: usize) -> Option<Self> {
         let mut bits = 0;
         for cell in 0..ROWS * COLUMNS {
             let (x, y) = cell_origin(cell);
-            let centre = luma.get((y + CELL / 2) * stride + x + CELL / 2)?;
+            let centre = luma.get((y + CELL / 2) / smaller * stride + (x + CELL / 2) / smaller)?;
+            if centre.abs_diff(GREY) < CONTRAST {
+                return None;
+            }
             bits = bits << 1 | u64::from(*centre >= GREY);
         }
         Self::from_bits(bits)
     }
 }
+
+/// What is nearer to grey than this is no square of a mark, however badly it was encoded.
+const CONTRAST: u8 = 30;
 
 fn checksum(word: u64) -> u8 {
     word.to_le_bytes()[..6].iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
@@ -69,6 +85,7 @@ impl Canvas<'_> {
     ///
     /// `wall_ms` is the time since 1970; the clock shows it as hours, minutes, seconds and milliseconds of UTC.
     pub(super) fn draw(&mut self, wall_ms: u64, number: u16) {
+        self.draw_ground(number);
         if self.width >= ORIGIN + COLUMNS * CELL && self.height >= ORIGIN + ROWS * CELL {
             self.draw_mark(Mark { wall_ms: wall_ms as u32, number });
         }
@@ -77,6 +94,25 @@ impl Canvas<'_> {
             self.draw_clock(ORIGIN, clock_y, wall_ms);
         }
         self.draw_runner(wall_ms);
+    }
+
+    /// The lower third: bands of a texture that pass by, the nearer the faster.
+    fn draw_ground(&mut self, number: u16) {
+        let number = usize::from(number);
+        let texture = &textures()[number % TEXTURES];
+        let top = self.height * 2 / 3;
+        self.fill_colour(0, top, self.width, self.height - top);
+        for y in top..self.height {
+            let band = (y - top) * 3 * BANDS / self.height.max(1);
+            let row = &texture[y % SIDE * SIDE..][..SIDE];
+            let mut at = number * (2 * band + 1) % SIDE;
+            let mut line = &mut self.luma[y * self.luma_stride..][..self.width];
+            while !line.is_empty() {
+                let (piece, rest) = line.split_at_mut(line.len().min(SIDE - at));
+                piece.copy_from_slice(&row[at..at + piece.len()]);
+                (line, at) = (rest, 0);
+            }
+        }
     }
 
     fn draw_mark(&mut self, mark: Mark) {
@@ -146,12 +182,67 @@ impl Canvas<'_> {
         for row in y..y + height {
             self.luma[row * self.luma_stride + x..][..width].fill(shade);
         }
+        self.fill_colour(x, y, width, height);
+    }
+
+    /// Takes the colour from a rectangle.
+    fn fill_colour(&mut self, x: usize, y: usize, width: usize, height: usize) {
         let (left, right) = (x / 2, (x + width).div_ceil(2).min(self.width.div_ceil(2)));
         for row in y / 2..(y + height).div_ceil(2) {
             for plane in &mut self.chroma {
                 plane[row * self.chroma_stride..][left..right].fill(GREY);
             }
         }
+    }
+}
+
+const BANDS: usize = 4;
+/// Each has the same texture and noise of its own, as no two pictures of a lens are alike.
+const TEXTURES: usize = 4;
+/// Of a texture, which repeats; a divisor of the 65536 picture numbers, so that it goes on where they wrap.
+const SIDE: usize = 128;
+
+/// Made once, in about a millisecond.
+fn textures() -> &'static [Vec<u8>; TEXTURES] {
+    static MADE: OnceLock<[Vec<u8>; TEXTURES]> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let mut random = Random(1);
+        let ground = ground(&mut random);
+        std::array::from_fn(|_| {
+            ground.iter().map(|&shade| (shade + random.up_to(NOISE)).clamp(16, 235) as u8).collect()
+        })
+    })
+}
+
+const NOISE: i32 = 5;
+
+/// Noise in several sizes, the larger the stronger, as nature has it.
+fn ground(random: &mut Random) -> Vec<i32> {
+    let mut ground = vec![i32::from(GREY); SIDE * SIDE];
+    for (cell, strength) in [(32, 30), (16, 22), (8, 16), (4, 11), (2, 7)] {
+        let across = SIDE / cell;
+        let corners: Vec<i32> = (0..across * across).map(|_| random.up_to(strength)).collect();
+        for (at, shade) in ground.iter_mut().enumerate() {
+            let (x, y) = (at % SIDE, at / SIDE);
+            let corner = |dx, dy| corners[(y / cell + dy) % across * across + (x / cell + dx) % across];
+            let mix = |a: i32, b: i32, part: usize| a * (cell - part) as i32 + b * part as i32;
+            let [above, below] = [0, 1].map(|dy| mix(corner(0, dy), corner(1, dy), x % cell));
+            *shade += mix(above, below, y % cell) / (cell * cell) as i32;
+        }
+    }
+    ground
+}
+
+/// The same numbers each time (xorshift, by George Marsaglia).
+struct Random(u32);
+
+impl Random {
+    /// From `-most` to `most`.
+    fn up_to(&mut self, most: i32) -> i32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        (self.0 >> 1) as i32 % (2 * most + 1) - most
     }
 }
 

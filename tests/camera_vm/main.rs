@@ -3,7 +3,11 @@
 //!
 //! They take a boot each, so a plain `cargo test` leaves them out: `make camera-vm`.
 
+#[allow(unreachable_pub, dead_code, reason = "shared by several test programs")]
+#[path = "../support/camera.rs"]
+mod camera;
 mod guest;
+mod low;
 mod viewer;
 
 use std::time::Duration;

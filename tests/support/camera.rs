@@ -29,16 +29,20 @@ pub struct Camera {
 
 impl Camera {
     pub fn start(source: Source) -> Self {
+        Self::sized(source, 640, 360, 2000)
+    }
+
+    pub fn sized(source: Source, width: u32, height: u32, max_kbps: u32) -> Self {
         let settings = CameraSettings {
             id: CameraId::new("front").unwrap(),
             source,
-            width: 640,
-            height: 360,
+            width,
+            height,
             fps: 30,
             linger: Duration::from_millis(100),
             encoder: EncoderSettings {
                 prefer: Prefer::Auto,
-                max: Bitrate::from_kbps(2000),
+                max: Bitrate::from_kbps(max_kbps),
                 min: Bitrate::from_kbps(150),
                 keyframe_interval: Duration::from_secs(600),
             },
@@ -50,7 +54,8 @@ impl Camera {
             }),
             controls: BTreeMap::new(),
         };
-        let nothing = Demand { running: false, off: false, bitrate: Bitrate::from_kbps(1000), keyframe: 0, low: None };
+        let nothing =
+            Demand { running: false, off: false, bitrate: Bitrate::from_kbps(max_kbps), keyframe: 0, low: None };
         let (demand, wanted) = watch::channel(nothing);
         let (status, seen) =
             watch::channel(CameraStatus { state: CameraState::Idle, stream: None, low: LowState::Closed });

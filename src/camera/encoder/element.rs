@@ -177,6 +177,8 @@ impl Encoder {
         self.element.set_property("key-int-max", settings.pictures_per_keyframe());
         self.element.set_property("bitrate", settings.bitrate.kbps().max(1));
         self.element.set_property("aud", false);
+        // A change of scene needs no keyframe where nobody seeks; noise made it see one several times a second.
+        self.element.set_property("option-string", "scenecut=0");
         // So much of the rate's worth may a picture take at once: a keyframe stays below 250 ms of it (docs/decisions/0102).
         self.element.set_property("vbv-buf-capacity", 400u32);
         self.set_output_caps(gst::Caps::builder("video/x-h264"));

@@ -1,5 +1,6 @@
 //! What every encoder must do, tried on the real ones this machine has.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::{EncodeSettings, Kind, Picture, survey};
 use crate::camera::input::Rate;
 use crate::camera::pipeline::{CapturePlan, Pipeline, Plan};
 use crate::camera::test_source::Mark;
-use crate::camera::{Feed, VideoSource};
+use crate::camera::{Feed, LowFeed, VideoSource};
 use crate::core::access_unit::{AccessUnit, Bitrate};
 use crate::core::annex_b::{Contents, Sps};
 use crate::core::camera::Rendition;
@@ -109,7 +110,7 @@ fn the_mark_in_the_picture_survives_encoding_and_counts_up() {
         let mut camera = Camera::open(kind, Bitrate::from_kbps(1000), Duration::from_secs(2));
         let units = camera.next(40);
         camera.stop();
-        let marks = decoded_marks(&units);
+        let marks = decoded_marks(&units, PICTURE);
         assert_eq!(marks.len(), units.len());
         let marks: Vec<Mark> = marks.into_iter().flatten().collect();
         assert!(marks.len() >= units.len() - 1, "{kind:?}: only {} marks could be read", marks.len());
@@ -124,6 +125,33 @@ fn the_mark_in_the_picture_survives_encoding_and_counts_up() {
     }
 }
 
+#[test]
+fn the_same_picture_has_the_same_mark_and_time_in_both_renditions() {
+    let mut camera = Camera::open(Kind::X264, Bitrate::from_kbps(2000), Duration::from_secs(2));
+    let (sender, low) = sync_channel(1000);
+    let feed = LowFeed::to(Arc::new(move |_, unit| sender.try_send(unit).unwrap()));
+    camera.source.open_low(Bitrate::from_kbps(150), feed);
+    let low: Vec<AccessUnit> = (0..60).map(|_| low.recv_timeout(PATIENCE).unwrap()).collect();
+    let mut high = camera.next(10);
+    while high.last().unwrap().captured_at < low.last().unwrap().captured_at {
+        high.extend(camera.next(1));
+    }
+    camera.stop();
+    let sps = Sps::find(&low[0].data).unwrap();
+    assert_eq!((sps.width, sps.height), (LOW_PICTURE.width, LOW_PICTURE.height));
+    let [high, low] = [(high, PICTURE), (low, LOW_PICTURE)].map(|(units, picture)| {
+        let times = units.iter().map(|unit| unit.captured_at).collect::<Vec<_>>();
+        times.into_iter().zip(decoded_marks(&units, picture)).collect::<BTreeMap<_, _>>()
+    });
+    let both: Vec<_> = low.iter().filter_map(|(time, mark)| Some((*mark, *high.get(time)?))).collect();
+    assert!(both.len() >= 55, "only {} of {} pictures have a time that the other rendition has", both.len(), low.len());
+    let read = both.iter().filter(|(low, _)| low.is_some()).count();
+    assert!(read >= both.len() - 2, "only {read} of {} small marks could be read", both.len());
+    assert!(both.iter().all(|(low, high)| low.is_none() || high.is_none() || low == high), "{both:?}");
+}
+
+const LOW_PICTURE: Picture = Picture { width: 320, height: 180, rate: Rate::per_second(60) };
+
 const SOFTWARE: [Kind; 2] = [Kind::X264, Kind::OpenH264];
 
 struct Camera {
@@ -136,7 +164,8 @@ impl Camera {
         let (sender, units) = sync_channel(1000);
         let sink = Arc::new(move |_, unit| sender.try_send(unit).unwrap());
         let settings = EncodeSettings { picture: PICTURE, bitrate, keyframe_interval };
-        let plan = Plan { capture: CapturePlan::Test(PICTURE), encoder: Some((kind, settings)), low: None };
+        let plan =
+            Plan { capture: CapturePlan::Test(PICTURE), encoder: Some((kind, settings)), low: Some(LOW_PICTURE) };
         let pipeline = Pipeline::open(&plan, Feed::to(sink), &CancellationToken::new()).unwrap();
         Self { source: Box::new(pipeline), units }
     }
@@ -151,7 +180,7 @@ impl Camera {
 }
 
 /// What another decoder sees: one entry for each decoded picture.
-fn decoded_marks(units: &[AccessUnit]) -> Vec<Option<Mark>> {
+fn decoded_marks(units: &[AccessUnit], picture: Picture) -> Vec<Option<Mark>> {
     let launch = "appsrc name=src format=time caps=video/x-h264,stream-format=byte-stream,alignment=au \
                   ! h264parse ! openh264dec ! video/x-raw,format=I420 ! appsink name=sink sync=false";
     let pipeline = gst::parse::launch(launch).unwrap().downcast::<gst::Pipeline>().unwrap();
@@ -167,7 +196,7 @@ fn decoded_marks(units: &[AccessUnit]) -> Vec<Option<Mark>> {
     let mut marks = Vec::new();
     while let Some(sample) = sink.try_pull_sample(gst::ClockTime::from_seconds(PATIENCE.as_secs())) {
         let map = sample.buffer().unwrap().map_readable().unwrap();
-        marks.push(Mark::read(&map, PICTURE.width as usize));
+        marks.push(Mark::read(&map, picture.width as usize));
     }
     pipeline.set_state(gst::State::Null).unwrap();
     marks

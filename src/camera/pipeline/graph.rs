@@ -73,7 +73,6 @@ fn pad(element: &gst::Element, name: &str) -> Result<gst::Pad, SourceError> {
 fn test_source(picture: &Picture) -> Result<Vec<gst::Element>, SourceError> {
     let source = element("videotestsrc")?;
     source.set_property("is-live", true);
-    // Colour bars with a field of noise, which keeps an encoder as busy as a lively scene does.
     source.set_property_from_str("pattern", "smpte");
     let caps = element("capsfilter")?;
     caps.set_property("caps", raw_caps("I420", picture));

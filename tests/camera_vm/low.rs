@@ -1,0 +1,112 @@
+//! The second rendition beside the first on the board's devices. Runs itself once more in the guest, where the devices are.
+
+use std::fs;
+use std::time::Duration;
+
+use edgecam::camera::Source;
+use edgecam::core::camera::{CameraState, LowState};
+
+use crate::camera::Camera;
+use crate::guest::{ENCODER, Guest, WEBCAM};
+
+/// Set where this runs in the guest.
+const IN_GUEST: &str = "EDGECAM_IN_GUEST";
+
+#[tokio::test]
+#[ignore = "boots a virtual machine: make camera-vm"]
+async fn the_second_rendition_is_encoded_in_hardware_beside_the_first_which_stays_uncopied() {
+    if std::env::var_os(IN_GUEST).is_none() {
+        return again_in_guest("the_second_rendition_is_encoded_in_hardware_beside_the_first_which_stays_uncopied");
+    }
+    let mut camera = opened().await;
+    // What the first opening leaves with the driver and in caches is no leak.
+    camera.low_comes_and_goes().await;
+    let files = open_devices();
+    for _ in 0..5 {
+        camera.drain();
+        let uncopied = figure("n_dmabuf");
+        let mut high = vec![camera.next().await];
+        camera.low_comes_and_goes().await;
+        while let Ok(unit) = camera.units.try_recv() {
+            high.push(unit);
+        }
+        let uncopied = figure("n_dmabuf") - uncopied;
+        assert!(high.len() > 5 && uncopied + 2 >= high.len() as u64, "{uncopied} of {} uncopied", high.len());
+        assert!(!high.iter().any(|unit| unit.is_keyframe), "a keyframe nobody asked for");
+    }
+    camera.want_low(Some(300));
+    let low = camera.low_reaches(|low| matches!(low, LowState::Open { .. })).await;
+    assert_eq!(low, LowState::Open { width: 160, height: 90, encoder: "v4l2h264enc".into() });
+    assert!(open_devices() > files, "a second encoder is open");
+    camera.want_low(None);
+    camera.low_reaches(|low| *low == LowState::Closed).await;
+    settles("the second encoder's device to be closed", || open_devices() == files).await;
+    assert_eq!((camera.counters.opened.get(), camera.counters.failed.get()), (1, 0));
+    camera.stop().await;
+    assert_eq!(open_devices(), 0);
+}
+
+#[tokio::test]
+#[ignore = "boots a virtual machine: make camera-vm"]
+async fn where_the_hardware_refuses_a_second_rendition_software_makes_it_and_the_first_goes_on() {
+    if std::env::var_os(IN_GUEST).is_none() {
+        return again_in_guest("where_the_hardware_refuses_a_second_rendition_software_makes_it_and_the_first_goes_on");
+    }
+    let mut camera = opened().await;
+    fs::write("/sys/module/vh264/parameters/fail_streamon", "1").expect("the encoder can be told to fail");
+    camera.want_low(Some(300));
+    let low = camera.low_reaches(|low| matches!(low, LowState::Open { .. })).await;
+    assert_eq!(low, LowState::Open { width: 160, height: 90, encoder: "x264enc".into() });
+    for _ in 0..10 {
+        camera.next_low().await;
+    }
+    let uncopied = figure("n_dmabuf");
+    camera.drain();
+    for _ in 0..10 {
+        camera.next().await;
+    }
+    assert!(figure("n_dmabuf") >= uncopied + 9, "the first is still encoded in hardware, uncopied");
+    assert_eq!((camera.counters.opened.get(), camera.counters.failed.get()), (1, 0));
+    camera.stop().await;
+}
+
+fn again_in_guest(test: &str) {
+    let program = std::env::current_exe().expect("this program has a path");
+    let program = program.file_name().and_then(|name| name.to_str()).expect("its name is text");
+    let mut guest = Guest::boot(&[WEBCAM, ENCODER]);
+    let said = guest.run(&format!(
+        "{IN_GUEST}=1 GST_V4L2_FORCE_DRAIN=1 /edgecam/deps/{program} --ignored --exact low::{test} --nocapture"
+    ));
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+async fn opened() -> Camera {
+    let mut camera = Camera::sized(Source::V4l2("/dev/video0".into()), 320, 180, 1000);
+    camera.want(true);
+    camera.next().await;
+    camera.reaches(|state| *state == CameraState::Running).await;
+    let stream = camera.stream().expect("it runs");
+    assert_eq!(stream.encoder, "v4l2h264enc", "{}", stream.encoder_reason);
+    camera
+}
+
+/// One of the figures the encoder's driver keeps.
+fn figure(name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/sys/module/vh264/parameters/{name}")).expect("the driver is there");
+    text.trim().parse().expect("a number")
+}
+
+fn open_devices() -> usize {
+    let links = fs::read_dir("/proc/self/fd").expect("this process").flatten().map(|file| fs::read_link(file.path()));
+    links.flatten().filter(|path| path.starts_with("/dev") && path.to_string_lossy().contains("video")).count()
+}
+
+async fn settles(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..200 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("waited in vain for {what}");
+}
