@@ -6,6 +6,7 @@
 mod feedback;
 mod history;
 mod picture;
+mod reconnection;
 mod sdp;
 mod setup;
 mod stream;
@@ -29,6 +30,7 @@ use tracing::debug;
 
 use self::feedback::{Feedback, Heard};
 use self::history::{History, Repeat};
+use self::reconnection::Reconnection;
 use self::sdp::RemoteCandidate;
 use self::stream::{PLAYOUT_DELAY_URI, Stream};
 use crate::core::candidate::{Candidate, CandidateKind};
@@ -60,6 +62,7 @@ pub struct Peer {
     stream: Stream,
     history: History,
     events: VecDeque<PeerEvent>,
+    reconnection: Reconnection,
     /// What part of the packets the viewer missed, as of its last report.
     fraction_lost: Option<f32>,
     reported_up_to: Option<u32>,
@@ -90,6 +93,7 @@ impl Peer {
             stream,
             history: History::new(),
             events: VecDeque::new(),
+            reconnection: Reconnection::default(),
             fraction_lost: None,
             reported_up_to: None,
             connected: false,
@@ -129,9 +133,9 @@ impl Peer {
         data: &[u8],
         now: Instant,
     ) {
-        let transport_protocol = match transport {
-            Transport::Udp => TransportProtocol::UDP,
-            Transport::Tcp => TransportProtocol::TCP,
+        let (from, transport_protocol) = match transport {
+            Transport::Udp => (from, TransportProtocol::UDP),
+            Transport::Tcp => (self.reconnection.name(from, data, now), TransportProtocol::TCP),
         };
         let transport = TransportContext { local_addr: to, peer_addr: from, transport_protocol, ecn: None };
         if let Err(error) = self.connection.handle_read(TaggedBytesMut { now, transport, message: data.into() }) {
@@ -145,6 +149,11 @@ impl Peer {
         if self.connected && data.first().is_some_and(|first| (20..=63).contains(first)) && self.is_closed_by_viewer() {
             self.events.push_back(PeerEvent::Closed);
         }
+    }
+
+    /// A TCP connection of the viewer is closed.
+    pub fn handle_closed(&mut self, address: SocketAddr) {
+        self.reconnection.handle_closed(address);
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -177,12 +186,15 @@ impl Peer {
     }
 
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        let TaggedBytesMut { transport, message, .. } = self.connection.poll_write()?;
-        let carried_by = match transport.transport_protocol {
-            TransportProtocol::TCP => Transport::Tcp,
-            _ => Transport::Udp,
-        };
-        Some(Transmit { from: transport.local_addr, to: transport.peer_addr, transport: carried_by, data: message })
+        let TaggedBytesMut { now, transport, message: data } = self.connection.poll_write()?;
+        let TransportContext { local_addr: from, peer_addr: to, transport_protocol, .. } = transport;
+        Some(match transport_protocol {
+            TransportProtocol::TCP => {
+                let to = self.reconnection.address(to, &data, now);
+                Transmit { from, to, transport: Transport::Tcp, data }
+            }
+            _ => Transmit { from, to, transport: Transport::Udp, data },
+        })
     }
 
     pub fn poll_event(&mut self) -> Option<PeerEvent> {
