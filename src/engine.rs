@@ -156,7 +156,8 @@ impl Rim {
                 publisher.handle_datagram(from, to, Transport::Tcp, &data, now(), send);
             }
             What::Datagram(_) => self.outgoing.close(from),
-            What::Closed => self.outgoing.forget_closed(from),
+            What::Closed if self.outgoing.forget_closed(from) => publisher.handle_closed(from),
+            What::Closed => {}
         }
     }
 

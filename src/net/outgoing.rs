@@ -57,11 +57,13 @@ impl Outgoing {
         self.connections.remove(&to);
     }
 
-    /// The connection was closed at the other end; another from the same address may stand already.
-    pub fn forget_closed(&mut self, to: SocketAddr) {
-        if self.connections.get(&to).is_some_and(Outlet::has_ended) {
+    /// A connection ended. Whether there is none from that address any more: another may stand already.
+    pub fn forget_closed(&mut self, to: SocketAddr) -> bool {
+        let is_gone = self.connections.get(&to).is_some_and(Outlet::has_ended);
+        if is_gone {
             self.connections.remove(&to);
         }
+        is_gone
     }
 
     pub fn send(&mut self, transmit: &Transmit, socket: &MediaSocket) {

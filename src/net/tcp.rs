@@ -1,7 +1,7 @@
 //! ICE over TCP, the passive end (RFC 6544): viewers whose network drops UDP connect to the media port, and each frame of
 //! the stream is a datagram.
 //!
-//! Anybody can connect, so a connection costs little until its first frame names a session, and nobody waits for it: what
+//! Anybody can connect, so a connection costs little until its first check names a session, and nobody waits for it: what
 //! it does not take in time is dropped, like on UDP.
 
 use std::io;
@@ -25,8 +25,10 @@ use crate::core::places::{Place, PlaceLimits, Places, household};
 /// A browser opens one for each pair of its networks and our addresses, and as many again when it restarts ICE; one
 /// household may have a few. No proxy stands before this port, so this machine is a household like others.
 const PLACES: PlaceLimits = PlaceLimits { all: 128, per_address: 32, counts_loopback: true };
-/// Whoever connects has a session already, and so something to say at once.
-const FIRST_FRAME: Duration = Duration::from_secs(5);
+/// Whoever connects has a session already, and so a check to send at once.
+const FIRST_CHECK: Duration = Duration::from_secs(5);
+/// A browser that connects once more may send reports before its check.
+const FRAMES_BEFORE: usize = 16;
 /// How long checks by UDP are ahead of those by TCP: our agent takes the first pair that works and keeps it, so that one lost
 /// datagram would put a viewer on TCP for good.
 const HEAD_START: Duration = Duration::from_millis(500);
@@ -72,7 +74,7 @@ pub struct Arrival {
 }
 
 pub enum What {
-    /// Its first frame came, which says whom it is for; and the way back. Dropping that closes the connection. The frame will
+    /// Its first check came, which says whom it is for; and the way back. Dropping that closes the connection. The check will
     /// come again as a datagram.
     Opened {
         first: Vec<u8>,
@@ -152,7 +154,7 @@ impl Connection {
         let mut frames = Frames::default();
         let first = tokio::select! {
             () = stopping.cancelled() => return,
-            first = timeout(FIRST_FRAME, self.read(&mut frames)) => first,
+            first = timeout(FIRST_CHECK, self.first_check(&mut frames)) => first,
         };
         let Ok(Ok(first)) = first else {
             self.counters.tcp.strangers.add(1);
@@ -170,6 +172,18 @@ impl Connection {
         debug!(from = %self.from, error = outcome.err().map(|error| error.to_string()), "a media connection ended");
         self.pipe.end();
         self.tell(What::Closed).await;
+    }
+
+    /// What names the session that the connection is for: a binding request (RFC 8489, section 5).
+    async fn first_check(&self, frames: &mut Frames) -> io::Result<Vec<u8>> {
+        const BINDING_REQUEST: [u8; 2] = [0x00, 0x01];
+        for _ in 0..=FRAMES_BEFORE {
+            let datagram = self.read(frames).await?;
+            if datagram.starts_with(&BINDING_REQUEST) {
+                return Ok(datagram);
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
     }
 
     /// Gives everything that comes to the engine, and reads no faster than that takes it.
@@ -320,6 +334,9 @@ mod tests {
 
     use super::*;
 
+    /// The beginning of one.
+    const CHECK: &[u8] = &[0, 1, 0, 0];
+
     /// A listener that runs, and what comes of it.
     struct House {
         address: SocketAddr,
@@ -351,7 +368,7 @@ mod tests {
         /// A connection that has said its first word, and the way back.
         async fn opened(&mut self) -> (TcpStream, Outlet) {
             let viewer = self.connect().await;
-            say(&viewer, b"first");
+            say(&viewer, CHECK);
             let What::Opened { outlet, .. } = self.next().await.what else { panic!("not opened") };
             (viewer, outlet)
         }
@@ -378,17 +395,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_frame_is_shown_at_once_and_comes_as_a_datagram_when_udp_has_had_its_chance() {
+    async fn the_first_check_is_shown_at_once_and_comes_as_a_datagram_when_udp_has_had_its_chance() {
         let mut house = House::new();
         let viewer = house.connect().await;
         let start = Instant::now();
-        say(&viewer, b"a check");
-        say(&viewer, b"another");
+        for datagram in [&b"a report"[..], CHECK, b"another"] {
+            say(&viewer, datagram);
+        }
         let Arrival { from, to, what } = house.next().await;
         assert_eq!((from, to), (viewer.local_addr().unwrap(), house.address));
         let What::Opened { first, outlet } = what else { panic!("not opened") };
-        assert_eq!(first, b"a check");
-        for expected in [&b"a check"[..], b"another"] {
+        assert_eq!(first, CHECK);
+        for expected in [CHECK, b"another"] {
             let What::Datagram(data) = house.next().await.what else { panic!("no datagram") };
             assert_eq!(data, expected);
         }
@@ -410,10 +428,12 @@ mod tests {
     #[tokio::test]
     async fn who_sends_what_no_viewer_sends_is_closed() {
         let house = House::new();
-        let viewer = house.connect().await;
-        viewer.try_write(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        assert_eq!(rest(&viewer).await, 0);
-        assert_eq!(house.counters.tcp.strangers.get(), 1);
+        for nonsense in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), [0, 2, 0x80, 0xC9].repeat(FRAMES_BEFORE + 1)] {
+            let viewer = house.connect().await;
+            viewer.try_write(&nonsense).unwrap();
+            assert_eq!(rest(&viewer).await, 0);
+        }
+        assert_eq!(house.counters.tcp.strangers.get(), 2);
     }
 
     #[tokio::test]
@@ -426,13 +446,13 @@ mod tests {
         let elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
         elsewhere.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into()).unwrap();
         let viewer = elsewhere.connect(house.address).await.unwrap();
-        say(&viewer, b"first");
+        say(&viewer, CHECK);
         assert!(matches!(house.next().await.what, What::Opened { .. }), "another household is served meanwhile");
         let tcp = &house.counters.tcp;
         assert_eq!(tcp.refused.get(), 500 - PLACES.per_address as u64);
         for silent in &silent {
             // What was refused may be reset.
-            let _ = timeout(2 * FIRST_FRAME, silent.readable()).await.unwrap();
+            let _ = timeout(2 * FIRST_CHECK, silent.readable()).await.unwrap();
         }
         assert_eq!(tcp.strangers.get(), PLACES.per_address as u64);
     }

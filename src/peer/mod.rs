@@ -7,6 +7,7 @@ mod feedback;
 mod history;
 mod outlet;
 mod picture;
+mod reconnection;
 mod sdp;
 mod setup;
 mod stream;
@@ -35,6 +36,7 @@ use self::feedback::{Feedback, Heard};
 use self::history::{History, Verdict};
 use self::outlet::Outlet;
 use self::picture::Underway;
+use self::reconnection::Reconnection;
 use self::sdp::RemoteCandidate;
 use self::stream::{PLAYOUT_DELAY_URI, Stream, StreamPacket};
 use self::transport_wide::{Numbering, TRANSPORT_WIDE_URI};
@@ -82,6 +84,7 @@ pub struct Peer {
     /// Packets sent again to fill the probe that is under way.
     fillers: usize,
     events: VecDeque<PeerEvent>,
+    reconnection: Reconnection,
     /// What part of the packets the viewer missed, as of its last report: the latest, and whether it was looked at.
     fraction_lost: f32,
     unread_loss: Option<f32>,
@@ -129,6 +132,7 @@ impl Peer {
             repeats: VecDeque::new(),
             fillers: 0,
             events: VecDeque::new(),
+            reconnection: Reconnection::default(),
             fraction_lost: 0.0,
             unread_loss: None,
             reported_up_to: None,
@@ -182,9 +186,9 @@ impl Peer {
         data: &[u8],
         now: Instant,
     ) {
-        let transport_protocol = match transport {
-            Transport::Udp => TransportProtocol::UDP,
-            Transport::Tcp => TransportProtocol::TCP,
+        let (from, transport_protocol) = match transport {
+            Transport::Udp => (from, TransportProtocol::UDP),
+            Transport::Tcp => (self.reconnection.name(from, data, now), TransportProtocol::TCP),
         };
         let transport = TransportContext { local_addr: to, peer_addr: from, transport_protocol, ecn: None };
         if let Err(error) = self.connection.handle_read(TaggedBytesMut { now, transport, message: data.into() }) {
@@ -198,6 +202,11 @@ impl Peer {
         if self.connected && data.first().is_some_and(|first| (20..=63).contains(first)) && self.is_closed_by_viewer() {
             self.events.push_back(PeerEvent::Closed);
         }
+    }
+
+    /// A TCP connection of the viewer is closed.
+    pub fn handle_closed(&mut self, address: SocketAddr) {
+        self.reconnection.handle_closed(address);
     }
 
     /// False: it was nothing but time to send what waits; [`Self::flush`] does that.
@@ -272,17 +281,17 @@ impl Peer {
     }
 
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        let TaggedBytesMut { transport, message, .. } = self.connection.poll_write()?;
-        let carried_by = match transport.transport_protocol {
-            TransportProtocol::TCP => Transport::Tcp,
-            _ => Transport::Udp,
+        let TaggedBytesMut { now, transport, message: data } = self.connection.poll_write()?;
+        let TransportContext { local_addr: from, peer_addr, transport_protocol, .. } = transport;
+        let (transport, to) = match transport_protocol {
+            TransportProtocol::TCP => (Transport::Tcp, self.reconnection.address(peer_addr, &data, now)),
+            _ => (Transport::Udp, peer_addr),
         };
-        let (from, to) = (transport.local_addr, transport.peer_addr);
-        if is_rtp(&message) && self.route != Some((from, to, carried_by)) {
-            self.route = Some((from, to, carried_by));
+        if is_rtp(&data) && self.route != Some((from, to, transport)) {
+            self.route = Some((from, to, transport));
             self.outlet.set_is_ipv6(to.is_ipv6());
         }
-        Some(Transmit { from, to, transport: carried_by, data: message })
+        Some(Transmit { from, to, transport, data })
     }
 
     pub fn poll_event(&mut self) -> Option<PeerEvent> {

@@ -364,7 +364,7 @@ mod tests {
     fn a_candidate_by_tcp_is_passive_and_below_all_others_but_relays() {
         let address = "[2001:db8::1]:8189".parse().unwrap();
         let line = candidate_line(2, &Candidate::tcp_host(address));
-        assert_eq!(line, "candidate:3 1 tcp 1518343935 2001:db8::1 8189 typ host tcptype passive");
+        assert_eq!(line, "candidate:3 1 tcp 1520434687 2001:db8::1 8189 typ host tcptype passive");
         let priority = |line: &str| line.split(' ').nth(3).unwrap().parse::<u32>().unwrap();
         assert!(priority(&line) < 100 << 24, "a server-reflexive one");
         assert!(priority(&candidate_line(0, &Candidate::tcp_host(address))) > priority(&line));

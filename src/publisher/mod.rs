@@ -186,6 +186,15 @@ impl Publisher {
         self.carry_out(now, send);
     }
 
+    /// A viewer's TCP connection is closed.
+    pub fn handle_closed(&mut self, from: SocketAddr) {
+        let remote = (Transport::Tcp, from);
+        let Some(session) = self.by_address.remove(&remote) else { return };
+        if let Some(viewer) = self.viewers.get_mut(&session) {
+            viewer.handle_closed(from);
+        }
+    }
+
     /// A new picture of a camera, to everybody who watches it.
     pub fn handle_unit(
         &mut self,

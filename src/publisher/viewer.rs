@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::rings::Rings;
@@ -21,6 +22,7 @@ use crate::core::pace::{Pace, Rate};
 use crate::core::sessions::SessionId;
 use crate::core::signal::CameraId;
 use crate::core::thinning::Thinning;
+use crate::core::transmit::Transport;
 use crate::peer::{Peer, Picture};
 
 /// Addresses one viewer may send from before the oldest is forgotten: its interfaces, and a few changes of network.
@@ -221,6 +223,12 @@ impl Viewer {
             }
             send(transmit);
         }
+    }
+
+    /// Its TCP connection from there is closed.
+    pub(super) fn handle_closed(&mut self, from: SocketAddr) {
+        self.addresses.retain(|known| *known != (Transport::Tcp, from));
+        self.peer.handle_closed(from);
     }
 
     pub(super) fn forget_addresses(&self, session: SessionId, by_address: &mut HashMap<Remote, SessionId>) {

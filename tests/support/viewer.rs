@@ -28,6 +28,8 @@ pub struct Viewer {
     connection: RTCPeerConnection,
     receiver: RTCRtpReceiverId,
     pub address: SocketAddr,
+    /// By TCP the address is where it connects from, and its port means nothing.
+    pub transport: TransportProtocol,
     pub connected: bool,
     pub received: Received,
     next_pli_at: Option<Instant>,
@@ -116,6 +118,7 @@ impl Viewer {
             connection,
             receiver,
             address,
+            transport: TransportProtocol::UDP,
             connected: false,
             received: Received::default(),
             next_pli_at: None,
@@ -135,6 +138,9 @@ impl Viewer {
     }
 
     pub fn candidate(&self) -> String {
+        if self.transport == TransportProtocol::TCP {
+            return format!("candidate:1 1 tcp 1518280447 {} 9 typ host tcptype active", self.address.ip());
+        }
         format!("candidate:1 1 udp 2130706431 {} {} typ host", self.address.ip(), self.address.port())
     }
 
@@ -151,7 +157,7 @@ impl Viewer {
         let transport = TransportContext {
             local_addr: self.address,
             peer_addr: from,
-            transport_protocol: TransportProtocol::UDP,
+            transport_protocol: self.transport,
             ecn: None,
         };
         self.connection.handle_read(TaggedBytesMut { now, transport, message: data.into() }).unwrap();
