@@ -193,6 +193,9 @@ impl Rim {
                 self.stills.insert(still, reply);
                 publisher.handle_still(camera, still, now(), send);
             }
+            Inbound::Figures { camera, reply } => {
+                let _ = reply.send(publisher.figures(&camera, now()));
+            }
             Inbound::Switch { camera, on, id, reply } => {
                 let _ = reply.send(publisher.handle_switch(&camera, on, id, now(), send));
             }
@@ -291,6 +294,7 @@ fn name(reply: &Reply) -> &'static str {
         Reply::Answer { .. } => "answer",
         Reply::Rejected(_) => "rejected",
         Reply::Notice(_) => "notice",
+        Reply::Stats(_) => "stats",
         Reply::Bye(_) => "bye",
     }
 }

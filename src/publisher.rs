@@ -14,6 +14,7 @@ use crate::core::camera::{Demand, Rendition};
 use crate::core::candidate::Candidate;
 use crate::core::counters::ViewerCounters;
 use crate::core::demand::{StillId, Told};
+use crate::core::figures::{Figures, Seen};
 use crate::core::gop_ring::{Cursor, GopRing, Next};
 use crate::core::pace::{Pace, Rate};
 use crate::core::sessions::{Output, PeerEvent, SessionId, Sessions, SessionsSettings};
@@ -243,6 +244,12 @@ impl Publisher {
         self.carry_out(now, send);
     }
 
+    /// The addresses of this device are others than before.
+    pub fn handle_address_changed(&mut self, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_address_changed();
+        self.carry_out(now, send);
+    }
+
     /// The camera is closed, or only about to be opened.
     pub fn handle_camera_closed(&mut self, camera: &CameraId) {
         self.sessions.handle_camera_closed(camera);
@@ -289,6 +296,23 @@ impl Publisher {
         self.sessions.viewers(camera)
     }
 
+    /// How those who watch a camera fare.
+    pub fn figures(&self, camera: &CameraId, now: Instant) -> Vec<Seen> {
+        let watching = self.viewers.iter().filter(|(_, viewer)| viewer.camera == *camera);
+        let seen = |&session: &SessionId| {
+            let link = self.sessions.link(session)?;
+            Some(Seen { number: session.number(), link, figures: self.figures_of(session, now) })
+        };
+        watching.filter_map(|(session, _)| seen(session)).collect()
+    }
+
+    fn figures_of(&self, session: SessionId, now: Instant) -> Figures {
+        let unknown = Figures::unknown(self.sessions.quality(session));
+        let Some(viewer) = self.viewers.get(&session) else { return unknown };
+        let rendition = viewer.cursor.as_ref().map(|_| Rendition::High);
+        Figures { rendition, is_thinned: viewer.thinning.is_thinned(now), ..unknown }
+    }
+
     /// Does what the sessions decided, until they want nothing more.
     fn carry_out(&mut self, now: Instant, send: Sender<'_>) {
         while let Some(output) = self.sessions.poll_output() {
@@ -306,6 +330,10 @@ impl Publisher {
                     self.serve(session, now, send);
                 }
                 Output::ClosePeer { session } => self.close(session, send),
+                Output::Stats { session, id } => {
+                    let figures = self.figures_of(session, now);
+                    self.sessions.handle_stats(session, id, figures);
+                }
                 Output::Respond(response) => self.effects.push_back(Effect::Respond(response)),
                 Output::Camera { camera, told } => self.tell(camera, told),
             }
