@@ -30,6 +30,8 @@ use crate::telemetry::Pulse;
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 /// A socket that fails so often in a row will not work again in this process.
 const MOST_FAILURES: u32 = 100;
+/// How often it is noted how viewers fare.
+const NOTED_EVERY: Duration = Duration::from_secs(1);
 /// What is left of a session's last words gets this long to leave the socket.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -69,6 +71,8 @@ struct Rim {
     stills: HashMap<StillId, StillReply>,
     last_still: u64,
     counters: Arc<ViewerCounters>,
+    /// When it is noted next how viewers fare.
+    note_at: Instant,
 }
 
 type StillReply = oneshot::Sender<Result<AccessUnit, RejectReason>>;
@@ -91,6 +95,7 @@ impl Engine {
             stills: HashMap::new(),
             last_still: 0,
             counters,
+            note_at: now(),
         };
         let mut buffer = ReadBuffer::default();
         let mut failures = 0;
@@ -194,6 +199,9 @@ impl Rim {
                 self.stills.insert(still, reply);
                 publisher.handle_still(camera, still, now(), send);
             }
+            Inbound::Figures { camera, reply } => {
+                let _ = reply.send(publisher.figures(&camera, now()));
+            }
             Inbound::Switch { camera, on, id, reply } => {
                 let _ = reply.send(publisher.handle_switch(&camera, on, id, now(), send));
             }
@@ -250,8 +258,17 @@ impl Rim {
             }
         }
         self.outgoing.flush(&self.socket);
+        let is_due = now() >= self.note_at;
+        if is_due {
+            self.note_at = now() + NOTED_EVERY;
+        }
         for (camera, line) in &self.cameras {
-            line.counters.viewers.set(publisher.viewers(camera) as u64);
+            let viewers = publisher.viewers(camera) as u64;
+            // When nobody watches any more the loop may rest for long, so the last to leave is noted at once.
+            if viewers == 0 && line.counters.viewers.get() > 0 || viewers > 0 && is_due {
+                line.counters.note(&publisher.figures(camera, now()));
+            }
+            line.counters.viewers.set(viewers);
         }
     }
 
@@ -292,6 +309,7 @@ fn name(reply: &Reply) -> &'static str {
         Reply::Answer { .. } => "answer",
         Reply::Rejected(_) => "rejected",
         Reply::Notice(_) => "notice",
+        Reply::Stats(_) => "stats",
         Reply::Bye(_) => "bye",
     }
 }

@@ -1,4 +1,4 @@
-//! Stills and the privacy switch over HTTP.
+//! Stills, who watches, and the privacy switch over HTTP.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
 #[path = "support/door.rs"]
@@ -34,6 +34,27 @@ async fn a_still_is_a_jpeg_of_the_next_keyframe_that_nobody_keeps() {
     assert!(matches!(device.hears().await, Heard::Still(camera) if camera == front()));
     let taken = Event { camera: front(), trigger: None, happening: Happening::StillTaken };
     assert_eq!(events.try_recv(), Ok(taken));
+}
+
+#[tokio::test]
+async fn who_watches_and_how_it_fares_is_told_to_those_who_may_control() {
+    let device = Door::open().await;
+    let told = device.call("GET", "/api/cameras/front/sessions", &[], "").await;
+    assert_eq!((told.status, told.header("cache-control")), (200, Some("no-store")));
+    let session = &told.json()["sessions"][0];
+    assert_eq!(
+        (&session["session"], &session["link"], &session["rendition"]),
+        (&7.into(), &"websocket".into(), &"low".into())
+    );
+    assert_eq!(session["path"]["remote"], "198.51.100.7:50000");
+    assert_eq!(device.call("GET", "/api/cameras/attic/sessions", &[], "").await.status, 404);
+
+    let closed = Door::with(Plan { rule: Rule::Key(key()), ..Plan::default() }).await;
+    for (permission, status) in [(Permission::View, 403), (Permission::Control, 200)] {
+        let bearer = format!("Bearer {}", token_to(permission, Some("front")));
+        let told = closed.call("GET", "/api/cameras/front/sessions", &[("Authorization", &bearer)], "").await;
+        assert_eq!(told.status, status, "{permission:?}");
+    }
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use viewer::Viewer;
+use viewer::{Tells, Viewer};
 
 /// Long enough for a busy machine; reached only when something is broken.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -152,7 +152,7 @@ struct Ann {
 
 impl Ann {
     async fn comes(device: &Device) -> Self {
-        let mut viewer = Viewer::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 9)), Instant::now());
+        let mut viewer = Viewer::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 9)), Tells::Arrivals, Instant::now());
         viewer.transport = TransportProtocol::TCP;
         let sdp = viewer.offer(false, Instant::now());
         let (signaling, _) = connect_async(format!("ws://{}/ws", device.page)).await.unwrap();

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use edgecam::core::candidate::Candidate;
+use edgecam::core::figures::Quality;
 use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Request, Signal};
 use edgecam::core::transmit::Transport;
 use edgecam::core::trigger::Action;
@@ -242,7 +243,8 @@ fn bad_offers_and_candidates_are_told_their_fault_and_disturb_nobody() {
         good.replace("a=ice-pwd", "a=x"),
     ] {
         let from = support::house::address_of("mallory");
-        let request = Request { from, id: None, signal: Signal::Offer { camera: front(), sdp } };
+        let request =
+            Request { from, id: None, signal: Signal::Offer { camera: front(), sdp, quality: Quality::Auto } };
         let now = house.now;
         house.publisher.handle_request(request, now, &mut drop);
         let refused = std::iter::from_fn(|| house.publisher.poll_effect()).any(|effect| {
@@ -266,7 +268,7 @@ fn an_offer_with_a_thousand_candidates_is_refused_and_sends_nothing_to_any_of_th
         .map(|n| format!("a=candidate:{n} 1 udp 1 203.0.113.{} {} typ host\r\n", n % 250 + 1, 1000 + n))
         .collect();
     let mut sent = 0;
-    let signal = Signal::Offer { camera: front(), sdp: mallory + &lines };
+    let signal = Signal::Offer { camera: front(), sdp: mallory + &lines, quality: Quality::Auto };
     let request = Request { from: support::house::address_of("mallory"), id: None, signal };
     let now = house.now;
     house.publisher.handle_request(request, now, &mut |_| sent += 1);

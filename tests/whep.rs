@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use door::{Answer, Door, PWD, Plan, UFRAG, offer, silent, stream, token};
 use edgecam::core::camera::{CameraState, CameraStatus, LowState};
+use edgecam::core::figures::Quality;
 use edgecam::core::signal::{CloseReason, Reply, Signal};
 use edgecam::signaling::LinkSettings;
 use tokio::io::AsyncWriteExt;
@@ -149,11 +150,32 @@ async fn whepclientsrc_of_gstreamer_plays() {
     let complete = format!("{}a={CANDIDATE}\r\na=end-of-candidates\r\n", offer());
     let answer = device.call("POST", "/whep/front", &[SDP], &complete).await;
     assert_eq!(answer.status, 201);
-    let Signal::Offer { sdp, camera } = device.hears_request().await.signal else { panic!("not an offer") };
+    let Signal::Offer { sdp, camera, .. } = device.hears_request().await.signal else { panic!("not an offer") };
     assert_eq!((sdp, camera.as_str()), (complete, "front"));
     let url = answer.header("location").unwrap();
     let end = format!("DELETE {url} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", device.address);
     assert_eq!(device.request(&end).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_player_says_in_the_url_which_quality_it_wants() {
+    let mut device = Door::open().await;
+    for (query, wanted) in [
+        ("", Quality::Auto),
+        ("?quality=low", Quality::Low),
+        ("?autoplay&quality=high&quality=low", Quality::High),
+        ("?qualities=low", Quality::Auto),
+    ] {
+        let answer = device.call("POST", &format!("/whep/front{query}"), &[SDP], &offer()).await;
+        assert_eq!(answer.status, 201, "{query}");
+        let Signal::Offer { quality, .. } = device.hears_request().await.signal else { panic!("not an offer") };
+        assert_eq!(quality, wanted, "{query}");
+    }
+    for query in ["?quality=best", "?quality=", "?quality=LOW", "?quality=%6cow"] {
+        let refused = device.call("POST", &format!("/whep/front{query}"), &[SDP], &offer()).await;
+        assert_eq!((refused.status, refused.code().as_str()), (422, "bad-field"), "{query}");
+        assert!(refused.json()["detail"].as_str().unwrap().contains("auto, high or low"));
+    }
 }
 
 #[tokio::test]

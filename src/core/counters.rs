@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::camera::Rendition;
+use super::figures::{Figures, Seen};
 use super::signal::CloseReason;
 
 /// A number that only goes up, or (through [`Count::set`]) a level.
@@ -23,37 +25,61 @@ impl Count {
     }
 }
 
-/// How often a duration fell into each of a fixed row of classes.
+/// How often a value fell into each of a fixed row of classes. Inside, all is in millionths: of a second, or of one.
 #[derive(Debug)]
 pub struct Histogram {
-    /// One for each of `BOUNDS`, and one for what is above them all.
-    classes: [Count; Self::BOUNDS.len() + 1],
-    sum_us: Count,
+    bounds: &'static [u64],
+    /// One for each bound, and one for what is above them all.
+    classes: Box<[Count]>,
+    sum: Count,
 }
 
 impl Histogram {
-    /// Upper bounds in microseconds, each about 1.4 times the one before.
-    pub const BOUNDS: [u64; 22] = [
+    /// Of a picture's way through this program. Each bound is about 1.4 times the one before.
+    pub const DELAYS: &[u64] = &[
         50, 70, 100, 140, 200, 280, 400, 500, 700, 1000, 1400, 2000, 3000, 4000, 5500, 7500, 10_000, 14_000, 20_000,
         33_000, 50_000, 100_000,
     ];
+    /// Of the way to a viewer and back: from the same desk to the other side of the world and a full queue.
+    pub const ROUND_TRIPS: &[u64] = &[
+        1000, 2000, 5000, 10_000, 20_000, 35_000, 50_000, 75_000, 100_000, 150_000, 200_000, 300_000, 500_000,
+        1_000_000, 2_000_000,
+    ];
+    /// Of the part of the packets that is lost, none at all first.
+    pub const LOSSES: &[u64] = &[0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000];
 
-    pub fn observe(&self, time: Duration) {
-        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let class = Self::BOUNDS.partition_point(|&bound| bound < us);
-        self.classes[class].add(1);
-        self.sum_us.add(us);
+    pub fn new(bounds: &'static [u64]) -> Self {
+        Self { bounds, classes: (0..=bounds.len()).map(|_| Count::default()).collect(), sum: Count::default() }
     }
 
-    /// How many fell into each class, the last one above all bounds; and their sum.
-    pub fn classes(&self) -> ([u64; Self::BOUNDS.len() + 1], Duration) {
-        (std::array::from_fn(|class| self.classes[class].get()), Duration::from_micros(self.sum_us.get()))
+    pub fn observe(&self, time: Duration) {
+        self.count(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// `part`: 0 to 1.
+    pub fn observe_part(&self, part: f32) {
+        self.count((f64::from(part.clamp(0.0, 1.0)) * 1e6).round() as u64);
+    }
+
+    /// Each class's upper bound, the last one without, and how many fell into it; and the sum of all. In seconds, or parts of one.
+    pub fn classes(&self) -> (Vec<(f64, u64)>, f64) {
+        let bounds = self.bounds.iter().map(|&bound| bound as f64 / 1e6).chain([f64::MAX]);
+        (bounds.zip(self.classes.iter().map(Count::get)).collect(), self.sum.get() as f64 / 1e6)
+    }
+
+    fn count(&self, millionths: u64) {
+        let class = self.bounds.partition_point(|&bound| bound < millionths);
+        if let Some(class) = self.classes.get(class) {
+            class.add(1);
+        }
+        self.sum.add(millionths);
     }
 }
 
+/// One of [`Histogram::DELAYS`].
 impl Default for Histogram {
     fn default() -> Self {
-        Self { classes: std::array::from_fn(|_| Count::default()), sum_us: Count::default() }
+        Self::new(Self::DELAYS)
     }
 }
 
@@ -79,6 +105,60 @@ pub struct CameraCounters {
     /// Level: the bitrate asked of the encoder; zero before it ran.
     pub bitrate_kbps: Count,
     pub low: LowCounters,
+    /// In the order of [`Rendition::ALL`].
+    pub viewers_of: [RenditionCounters; Rendition::ALL.len()],
+}
+
+impl CameraCounters {
+    /// How everybody fares who watches now; to be told about once a second.
+    pub fn note(&self, viewers: &[Seen]) {
+        for (rendition, counters) in Rendition::ALL.into_iter().zip(&self.viewers_of) {
+            let of_this = viewers.iter().map(|seen| &seen.figures).filter(|seen| seen.rendition == Some(rendition));
+            counters.note(&of_this.collect::<Vec<_>>());
+        }
+    }
+}
+
+/// How the viewers of one rendition of a camera fare. Levels, but for the two histograms.
+#[derive(Debug)]
+pub struct RenditionCounters {
+    pub viewers: Count,
+    /// Those whose network is known; what the slowest of them carries, and all together.
+    pub estimated: Count,
+    pub least_estimate_kbps: Count,
+    pub estimates_kbps: Count,
+    /// Of each viewer, about once a second.
+    pub loss: Histogram,
+    pub round_trip: Histogram,
+}
+
+impl RenditionCounters {
+    fn note(&self, viewers: &[&Figures]) {
+        let estimates = || viewers.iter().filter_map(|figures| Some(u64::from(figures.estimate?.kbps())));
+        self.viewers.set(viewers.len() as u64);
+        self.estimated.set(estimates().count() as u64);
+        self.least_estimate_kbps.set(estimates().min().unwrap_or_default());
+        self.estimates_kbps.set(estimates().sum());
+        for figures in viewers {
+            self.loss.observe_part(figures.loss);
+            if let Some(round_trip) = figures.round_trip {
+                self.round_trip.observe(round_trip);
+            }
+        }
+    }
+}
+
+impl Default for RenditionCounters {
+    fn default() -> Self {
+        Self {
+            viewers: Count::default(),
+            estimated: Count::default(),
+            least_estimate_kbps: Count::default(),
+            estimates_kbps: Count::default(),
+            loss: Histogram::new(Histogram::LOSSES),
+            round_trip: Histogram::new(Histogram::ROUND_TRIPS),
+        }
+    }
 }
 
 /// The figures of a camera's low rendition; those of the camera itself do not hold them.
@@ -137,6 +217,9 @@ pub struct TcpCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::access_unit::Bitrate;
+    use crate::core::figures::Quality;
+    use crate::core::signal::LinkId;
 
     #[test]
     fn a_histogram_counts_each_duration_in_its_class_and_all_above() {
@@ -144,10 +227,48 @@ mod tests {
         for us in [10, 50, 51, 1_000_000] {
             histogram.observe(Duration::from_micros(us));
         }
-        let (counts, sum) = histogram.classes();
-        assert_eq!(counts[..3], [2, 1, 0]);
-        assert_eq!(counts[Histogram::BOUNDS.len()], 1);
-        assert_eq!(sum, Duration::from_micros(1_000_111));
+        let (classes, sum) = histogram.classes();
+        assert_eq!(classes[..3], [(0.000_05, 2), (0.000_07, 1), (0.0001, 0)]);
+        assert_eq!(classes.last(), Some(&(f64::MAX, 1)));
+        assert_eq!(sum, 1.000_111);
+    }
+
+    #[test]
+    fn the_part_that_is_lost_has_classes_of_its_own() {
+        let histogram = Histogram::new(Histogram::LOSSES);
+        for part in [0.0, 0.0005, 0.03, 7.0, f32::NAN] {
+            histogram.observe_part(part);
+        }
+        let (classes, _) = histogram.classes();
+        let counted: Vec<_> = classes.into_iter().filter(|&(_, count)| count > 0).collect();
+        assert_eq!(counted, [(0.0, 2), (0.001, 1), (0.05, 1), (f64::MAX, 1)]);
+    }
+
+    #[test]
+    fn a_cameras_viewers_are_summed_up_by_rendition() {
+        let viewer = |rendition, kbps: Option<u32>| Seen {
+            number: 1,
+            link: LinkId::Whep,
+            figures: Figures { rendition, estimate: kbps.map(Bitrate::from_kbps), ..Figures::unknown(Quality::Auto) },
+        };
+        let (high, low) = (Some(Rendition::High), Some(Rendition::Low));
+        let counters = CameraCounters::default();
+        let levels = |rendition: usize| {
+            let RenditionCounters { viewers, estimated, least_estimate_kbps, estimates_kbps, .. } =
+                &counters.viewers_of[rendition];
+            [viewers, estimated, least_estimate_kbps, estimates_kbps].map(Count::get)
+        };
+        let unconnected = viewer(None, None);
+        counters.note(&[
+            viewer(high, Some(900)),
+            viewer(high, Some(700)),
+            viewer(high, None),
+            viewer(low, Some(90)),
+            unconnected,
+        ]);
+        assert_eq!((levels(0), levels(1)), ([3, 2, 700, 1600], [1, 1, 90, 90]));
+        counters.note(&[]);
+        assert_eq!((levels(0), levels(1)), ([0; 4], [0; 4]));
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::access_unit::Bitrate;
 use super::camera::Rendition;
 use super::candidate::CandidateKind;
+use super::signal::LinkId;
 use super::transmit::Transport;
 
 /// What a viewer asked for.
@@ -31,6 +32,11 @@ impl Quality {
             Self::Low => "low",
         }
     }
+
+    /// The other way round.
+    pub fn named(slug: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|quality| quality.slug() == slug)
+    }
 }
 
 /// One session's figures of this moment.
@@ -53,6 +59,33 @@ pub struct Figures {
     pub units_skipped: u64,
     /// The way its pictures take; `None` before it is connected.
     pub path: Option<Path>,
+}
+
+impl Figures {
+    /// Of a session that nothing is known of yet but what it asked for.
+    pub fn unknown(quality: Quality) -> Self {
+        Self {
+            quality,
+            rendition: None,
+            is_thinned: false,
+            estimate: None,
+            sent: Bitrate::from_kbps(0),
+            loss: 0.0,
+            round_trip: None,
+            units_sent: 0,
+            units_skipped: 0,
+            path: None,
+        }
+    }
+}
+
+/// One session of a camera, for its owner.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// As in the log; never used twice in one process.
+    pub number: u64,
+    pub link: LinkId,
+    pub figures: Figures,
 }
 
 /// The selected candidate pair, as we see it.

@@ -11,11 +11,12 @@ use super::access_unit::{AccessUnit, Bitrate};
 use super::camera::Rendition;
 use super::counters::ViewerCounters;
 use super::demand::{Camera, StillId, Told};
-use super::figures::Quality;
+use super::figures::{Figures, Quality};
 use super::renditions::RenditionsSettings;
 use super::session::{Event, State};
 use super::signal::{
-    Address, CameraId, ClientId, CloseReason, Correlation, Notice, RejectReason, Reply, Request, Response, Signal,
+    Address, CameraId, ClientId, CloseReason, Correlation, LinkId, Notice, RejectReason, Reply, Request, Response,
+    Signal,
 };
 use super::trigger::Trigger;
 
@@ -24,6 +25,10 @@ use super::trigger::Trigger;
 pub struct SessionId(u64);
 
 impl SessionId {
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
     #[cfg(test)]
     pub(super) fn numbered(number: u64) -> Self {
         Self(number)
@@ -84,6 +89,11 @@ pub enum Output {
     ClosePeer {
         session: SessionId,
     },
+    /// Answered by `handle_stats`.
+    Stats {
+        session: SessionId,
+        id: Correlation,
+    },
     Respond(Response),
     Camera {
         camera: CameraId,
@@ -96,6 +106,7 @@ struct Session {
     address: Address,
     camera: CameraId,
     state: State,
+    quality: Quality,
     candidates: usize,
     /// The request that is answered next.
     pending: Correlation,
@@ -143,9 +154,13 @@ impl Sessions {
     pub fn handle_signal(&mut self, request: Request, now: Instant) {
         let Request { from, id, signal } = request;
         let outcome = match signal {
-            Signal::Offer { camera, sdp } => self.open(&from, &id, camera, sdp, now),
+            Signal::Offer { camera, sdp, quality } => self.open(&from, &id, camera, sdp, quality, now),
             Signal::Restart { sdp } => self.restart(&from, &id, sdp),
             Signal::Candidate { line } => self.add_candidate(&from, &id, line),
+            Signal::Prefer { quality } => self.session_of(&from).map(|session| self.prefer(session, quality, now)),
+            Signal::Stats => {
+                self.session_of(&from).map(|session| self.outputs.push_back(Output::Stats { session, id: id.clone() }))
+            }
             Signal::Bye => {
                 if let Some(&session) = self.by_address.get(&from) {
                     self.close(session, CloseReason::ViewerLeft);
@@ -208,11 +223,11 @@ impl Sessions {
             PeerEvent::Connected => {
                 self.connecting.remove(&session);
                 let Some(known) = self.sessions.get_mut(&session) else { return };
-                let before = known.state;
+                let (before, quality) = (known.state, known.quality);
                 known.state = before.on(Event::Connected, now);
                 if before != State::Live {
                     let camera = known.camera.clone();
-                    self.change(&camera, |camera| camera.viewer_joined(session, Quality::Auto, now));
+                    self.change(&camera, |camera| camera.viewer_joined(session, quality, now));
                 }
             }
             PeerEvent::Closed => self.close(session, CloseReason::ViewerLeft),
@@ -230,11 +245,22 @@ impl Sessions {
         self.change(camera, |camera| camera.want_keyframe(rendition, now));
     }
 
-    /// What a viewer asks for from now on.
-    pub fn handle_preference(&mut self, session: SessionId, quality: Quality, now: Instant) {
-        if let Some(camera) = self.sessions.get(&session).map(|known| known.camera.clone()) {
-            self.change(&camera, |camera| camera.prefer(session, quality, now));
+    /// The outcome of `Stats`.
+    pub fn handle_stats(&mut self, session: SessionId, id: Correlation, figures: Figures) {
+        if let Some(known) = self.sessions.get(&session) {
+            let to = known.address.clone();
+            self.respond(to, id, Reply::Stats(figures));
         }
+    }
+
+    /// What a viewer asked for last.
+    pub fn quality(&self, session: SessionId) -> Quality {
+        self.sessions.get(&session).map(|known| known.quality).unwrap_or_default()
+    }
+
+    /// The way in that a viewer uses.
+    pub fn link(&self, session: SessionId) -> Option<LinkId> {
+        self.sessions.get(&session).map(|known| known.address.client.link)
     }
 
     /// What a viewer's network carries, as far as is known.
@@ -308,20 +334,25 @@ impl Sessions {
     /// The camera failed; its viewers stay and are told.
     pub fn handle_camera_lost(&mut self, camera: &CameraId, reason: &str) {
         if self.change(camera, |camera| camera.handle_lost(reason)) == Some(true) {
-            self.notify(camera, &Notice::CameraLost { reason: reason.to_owned() });
+            self.notify(&Notice::CameraLost { reason: reason.to_owned() }, |of| of == camera);
         }
     }
 
     /// The camera delivers.
     pub fn handle_camera_back(&mut self, camera: &CameraId, now: Instant) {
         if self.change(camera, |camera| camera.handle_back(now)) == Some(true) {
-            self.notify(camera, &Notice::CameraBack);
+            self.notify(&Notice::CameraBack, |of| of == camera);
         }
     }
 
     /// The camera is closed, or only about to be opened.
     pub fn handle_camera_closed(&mut self, camera: &CameraId) {
         self.change(camera, Camera::handle_closed);
+    }
+
+    /// This device's network changed; viewers know best when to try new paths.
+    pub fn handle_address_changed(&mut self) {
+        self.notify(&Notice::AddressChanged, |_| true);
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -358,6 +389,7 @@ impl Sessions {
         id: &Correlation,
         camera: CameraId,
         sdp: String,
+        quality: Quality,
         now: Instant,
     ) -> Result<(), RejectReason> {
         self.check_running()?;
@@ -388,6 +420,7 @@ impl Sessions {
             address: from.clone(),
             camera: camera.clone(),
             state: State::Connecting { give_up_at },
+            quality,
             candidates: 0,
             pending: id.clone(),
             is_answered: false,
@@ -437,6 +470,16 @@ impl Sessions {
         }
         self.outputs.push_back(Output::AddCandidate { session, id: id.clone(), line });
         Ok(())
+    }
+
+    /// Before it is connected the camera does not know of it.
+    fn prefer(&mut self, session: SessionId, quality: Quality, now: Instant) {
+        let Some(known) = self.sessions.get_mut(&session) else { return };
+        known.quality = quality;
+        if known.state == State::Live {
+            let camera = known.camera.clone();
+            self.change(&camera, |camera| camera.prefer(session, quality, now));
+        }
     }
 
     fn session_of(&self, from: &Address) -> Result<SessionId, RejectReason> {
@@ -497,13 +540,9 @@ impl Sessions {
         }
     }
 
-    fn notify(&mut self, camera: &CameraId, notice: &Notice) {
-        let to: Vec<_> = self
-            .sessions
-            .values()
-            .filter(|s| s.camera == *camera && s.is_answered)
-            .map(|s| s.address.clone())
-            .collect();
+    fn notify(&mut self, notice: &Notice, concerns: impl Fn(&CameraId) -> bool) {
+        let concerned = self.sessions.values().filter(|session| session.is_answered && concerns(&session.camera));
+        let to: Vec<_> = concerned.map(|session| session.address.clone()).collect();
         for address in to {
             self.respond(address, None, Reply::Notice(notice.clone()));
         }

@@ -56,7 +56,7 @@ fn ask(sessions: &mut Sessions, name: &str, signal: Signal, now: Instant) -> Vec
 }
 
 fn offer() -> Signal {
-    Signal::Offer { camera: camera("front"), sdp: "v=0".into() }
+    Signal::Offer { camera: camera("front"), sdp: "v=0".into(), quality: Quality::Auto }
 }
 
 fn drain(sessions: &mut Sessions) -> Vec<Output> {
@@ -111,7 +111,7 @@ fn the_answer_carries_the_offers_correlation() {
 #[test]
 fn an_unknown_camera_is_named_in_the_refusal() {
     let mut sessions = sessions(8);
-    let signal = Signal::Offer { camera: camera("attic"), sdp: String::new() };
+    let signal = Signal::Offer { camera: camera("attic"), sdp: String::new(), quality: Quality::Auto };
     let outputs = say(&mut sessions, "ann", signal, Instant::now());
     assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::NoSuchCamera(camera("attic")))]);
 }
@@ -153,7 +153,7 @@ fn a_viewer_who_offers_again_gets_a_new_peer_and_no_bye_for_the_old() {
 fn a_new_offer_that_finds_no_place_leaves_the_old_session_alone() {
     let (mut sessions, now) = (sessions(1), Instant::now());
     say(&mut sessions, "ann", offer(), now);
-    let back = Signal::Offer { camera: camera("back"), sdp: String::new() };
+    let back = Signal::Offer { camera: camera("back"), sdp: String::new(), quality: Quality::Auto };
     say(&mut sessions, "bob", back.clone(), now);
     let outputs = say(&mut sessions, "ann", back, now);
     assert!(matches!(outputs[..], [Output::Respond(_)]), "{outputs:?}");
@@ -270,6 +270,54 @@ fn viewers_are_told_once_when_their_camera_goes_and_once_when_it_comes_back() {
 }
 
 #[test]
+fn all_who_watch_are_told_when_the_devices_addresses_changed() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    say(&mut sessions, "ann", offer(), now);
+    ask(&mut sessions, "bob", offer(), now);
+    sessions.handle_address_changed();
+    let outputs = drain(&mut sessions);
+    assert_eq!(replies(&outputs), [&Reply::Notice(Notice::AddressChanged)], "bob has no answer yet");
+}
+
+#[test]
+fn what_a_viewer_prefers_holds_from_its_offer_on_and_can_be_changed() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    let low = Signal::Offer { camera: camera("front"), sdp: String::new(), quality: Quality::Low };
+    let ann = opened(&say(&mut sessions, "ann", low, now));
+    let moves = |outputs: &[Output]| {
+        let moved = |output: &Output| match output {
+            Output::Camera { told: Told::Move { session, rendition }, .. } => Some((*session, *rendition)),
+            _ => None,
+        };
+        outputs.iter().filter_map(moved).collect::<Vec<_>>()
+    };
+    assert_eq!(sessions.quality(ann), Quality::Low);
+    sessions.handle_peer(ann, PeerEvent::Connected, now);
+    assert_eq!(moves(&drain(&mut sessions)), [(ann, Rendition::Low)]);
+    let later = now + Duration::from_secs(1);
+    let outputs = say(&mut sessions, "ann", Signal::Prefer { quality: Quality::High }, later);
+    assert_eq!((moves(&outputs), replies(&outputs)), (vec![(ann, Rendition::High)], vec![]), "and is not answered");
+    assert_eq!(sessions.quality(ann), Quality::High);
+}
+
+#[test]
+fn figures_go_to_who_asked_and_without_a_session_there_are_none() {
+    let (mut sessions, now) = (sessions(8), Instant::now());
+    for signal in [Signal::Stats, Signal::Prefer { quality: Quality::Low }] {
+        let outputs = say(&mut sessions, "ann", signal, now);
+        assert_eq!(replies(&outputs), [&Reply::Rejected(RejectReason::NoSuchSession)]);
+    }
+    let ann = opened(&say(&mut sessions, "ann", offer(), now));
+    let outputs = say(&mut sessions, "ann", Signal::Stats, now);
+    let [Output::Stats { session, id }] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((*session, id.as_deref()), (ann, Some("7")));
+    sessions.handle_stats(ann, id.clone(), Figures::unknown(Quality::Auto));
+    let outputs = drain(&mut sessions);
+    let [Output::Respond(response)] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((response.id.as_deref(), &response.reply), (Some("7"), &Reply::Stats(Figures::unknown(Quality::Auto))));
+}
+
+#[test]
 fn shutting_down_says_bye_to_all_and_refuses_new_offers() {
     let (mut sessions, now) = (sessions(8), Instant::now());
     say(&mut sessions, "ann", offer(), now);
@@ -283,7 +331,7 @@ fn shutting_down_says_bye_to_all_and_refuses_new_offers() {
 fn switching_off_ends_the_cameras_sessions_and_refuses_new_ones_until_it_is_on() {
     let (mut sessions, now) = (sessions(8), Instant::now());
     say(&mut sessions, "ann", offer(), now);
-    let back = Signal::Offer { camera: camera("back"), sdp: String::new() };
+    let back = Signal::Offer { camera: camera("back"), sdp: String::new(), quality: Quality::Auto };
     say(&mut sessions, "bob", back, now);
     sessions.handle_switch(&camera("front"), false, None, now).unwrap();
     let outputs = drain(&mut sessions);
@@ -356,6 +404,8 @@ enum SayOp {
     Offer(bool),
     Candidate,
     Restart,
+    Prefer(Quality),
+    Stats,
     Bye,
 }
 
@@ -364,6 +414,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => any::<bool>().prop_map(SayOp::Offer),
         1 => Just(SayOp::Candidate),
         1 => Just(SayOp::Restart),
+        1 => proptest::sample::select(&Quality::ALL).prop_map(SayOp::Prefer),
+        1 => Just(SayOp::Stats),
         1 => Just(SayOp::Bye),
     ];
     let event = prop_oneof![
@@ -406,10 +458,12 @@ proptest! {
                     let signal = match what {
                         SayOp::Offer(front) => {
                             let camera = camera(if front { "front" } else { "back" });
-                            Signal::Offer { camera, sdp: String::new() }
+                            Signal::Offer { camera, sdp: String::new(), quality: Quality::Auto }
                         }
                         SayOp::Candidate => Signal::Candidate { line: "candidate:".into() },
                         SayOp::Restart => Signal::Restart { sdp: String::new() },
+                        SayOp::Prefer(quality) => Signal::Prefer { quality },
+                        SayOp::Stats => Signal::Stats,
                         SayOp::Bye => Signal::Bye,
                     };
                     sessions.handle_signal(Request { from: viewer(&who.to_string()), id: None, signal }, now);
@@ -447,7 +501,7 @@ proptest! {
                         }
                     }
                     Output::ClosePeer { session } => prop_assert!(open.remove(&session), "{session:?} was not open"),
-                    Output::RestartPeer { session, .. } | Output::AddCandidate { session, .. } => {
+                    Output::RestartPeer { session, .. } | Output::AddCandidate { session, .. } | Output::Stats { session, .. } => {
                         prop_assert!(open.contains(&session), "{session:?} is not open");
                     }
                     Output::Camera { camera, told: Told::Demand(demand) } => {

@@ -6,6 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::figures::{Figures, Quality};
+
 /// A camera's name in the configuration, in topics and in URLs: `[a-zA-Z0-9_-]{1,64}`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CameraId(Arc<str>);
@@ -54,6 +56,17 @@ pub enum LinkId {
     WebSocket,
     Whep,
     Mqtt,
+}
+
+impl LinkId {
+    /// The stable word for programs.
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Whep => "whep",
+            Self::Mqtt => "mqtt",
+        }
+    }
 }
 
 /// Whoever is at the other end of a link: one socket, one WHEP session, one topic level of a broker.
@@ -110,6 +123,7 @@ pub enum Signal {
     Offer {
         camera: CameraId,
         sdp: String,
+        quality: Quality,
     },
     /// A trickled ICE candidate, the attribute's value (`candidate:…`, RFC 8839, section 5.1); empty: no more will come.
     Candidate {
@@ -119,27 +133,39 @@ pub enum Signal {
     Restart {
         sdp: String,
     },
+    /// What the viewer asks for from now on. Not answered.
+    Prefer {
+        quality: Quality,
+    },
+    /// How it fares; answered by [`Reply::Stats`].
+    Stats,
     Bye,
 }
 
 /// What a camera says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     /// Answers `Offer` and `Restart`; holds every candidate of the camera.
     Answer {
         sdp: String,
     },
     Rejected(RejectReason),
-    /// The camera went or came back; the session stays.
+    /// Something happened; the session stays.
     Notice(Notice),
+    /// Answers `Stats`.
+    Stats(Figures),
     /// The session is over; the last response it gets.
     Bye(CloseReason),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    CameraLost { reason: String },
+    CameraLost {
+        reason: String,
+    },
     CameraBack,
+    /// This device's network changed, and the paths to it with it: a viewer restarts ICE.
+    AddressChanged,
 }
 
 /// Why a request was not granted. The session, if one was running, goes on.

@@ -13,6 +13,16 @@ pub enum Transport {
     Tcp,
 }
 
+impl Transport {
+    /// As in SDP (RFC 8839, section 5.1).
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Transmit {
     /// The candidate's address that it leaves from.

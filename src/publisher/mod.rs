@@ -22,9 +22,9 @@ use crate::core::candidate::Candidate;
 use crate::core::congestion::CongestionSettings;
 use crate::core::counters::ViewerCounters;
 use crate::core::demand::{StillId, Told};
-use crate::core::figures::Figures;
+use crate::core::figures::{Figures, Seen};
 use crate::core::sessions::{Output, PeerEvent, SessionId, Sessions, SessionsSettings};
-use crate::core::signal::{Address, CameraId, ClientId, Correlation, RejectReason, Request, Response};
+use crate::core::signal::{CameraId, ClientId, Correlation, RejectReason, Request, Response};
 use crate::core::transmit::{Transmit, Transport};
 use crate::core::trigger::{Event, Trigger};
 use crate::peer::{Answer, Peer, PeerSettings, Picture};
@@ -239,6 +239,12 @@ impl Publisher {
         self.carry_out(now, send);
     }
 
+    /// The addresses of this device are others than before.
+    pub fn handle_address_changed(&mut self, now: Instant, send: Sender<'_>) {
+        self.sessions.handle_address_changed();
+        self.carry_out(now, send);
+    }
+
     /// The camera is closed, or only about to be opened.
     pub fn handle_camera_closed(&mut self, camera: &CameraId) {
         self.sessions.handle_camera_closed(camera);
@@ -287,13 +293,22 @@ impl Publisher {
         self.sessions.viewers(camera)
     }
 
-    /// How each connected viewer of this camera fares.
-    pub fn figures(&self, camera: &CameraId, now: Instant) -> Vec<(Address, Figures)> {
-        let viewers = self.viewers.iter().filter(|(_, viewer)| viewer.camera == *camera);
-        let figures = |(&session, viewer): (&SessionId, &Viewer)| {
-            Some((self.sessions.address(session)?.clone(), viewer.figures(now)))
+    /// How those who watch a camera fare.
+    pub fn figures(&self, camera: &CameraId, now: Instant) -> Vec<Seen> {
+        let watching = self.viewers.iter().filter(|(_, viewer)| viewer.camera == *camera);
+        let seen = |&session: &SessionId| {
+            let link = self.sessions.link(session)?;
+            Some(Seen { number: session.number(), link, figures: self.figures_of(session, now) })
         };
-        viewers.filter_map(figures).collect()
+        watching.filter_map(|(session, _)| seen(session)).collect()
+    }
+
+    fn figures_of(&self, session: SessionId, now: Instant) -> Figures {
+        let quality = self.sessions.quality(session);
+        match self.viewers.get(&session) {
+            Some(viewer) => Figures { quality, ..viewer.figures(now) },
+            None => Figures::unknown(quality),
+        }
     }
 
     /// Does what the sessions decided, until they want nothing more.
@@ -313,6 +328,10 @@ impl Publisher {
                     self.serve(session, now, send);
                 }
                 Output::ClosePeer { session } => self.close(session, send),
+                Output::Stats { session, id } => {
+                    let figures = self.figures_of(session, now);
+                    self.sessions.handle_stats(session, id, figures);
+                }
                 Output::Respond(response) => self.effects.push_back(Effect::Respond(response)),
                 Output::Camera { camera, told } => self.tell(camera, told, now),
             }

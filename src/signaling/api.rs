@@ -1,4 +1,4 @@
-//! `/api/cameras`: what this device has and what each camera is doing, stills, and the privacy switch.
+//! `/api/cameras`: what this device has and what each camera is doing, stills, who watches, and the privacy switch.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::info;
 
+use super::figures::{LowJson, SessionJson};
 use super::problem::Problem;
 use super::token::{Grant, Permission};
 use super::{CameraBoard, Inbound, Links, rim};
@@ -27,6 +28,7 @@ pub(super) fn router(links: Arc<Links>) -> Router {
     Router::new()
         .route("/api/cameras", get(cameras))
         .route("/api/cameras/{camera}/still.jpg", get(still))
+        .route("/api/cameras/{camera}/sessions", get(sessions))
         .route("/api/cameras/{camera}/enabled", put(switch))
         .layer(middleware::from_fn_with_state(Arc::clone(&links), rim::check_token))
         .layer(middleware::from_fn_with_state(Arc::clone(&links), rim::check_page))
@@ -49,6 +51,20 @@ async fn still(
     let jpeg = links.still(camera).await?;
     links.tell_still_taken(camera, None);
     Ok(([(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "no-store")], jpeg))
+}
+
+/// How everybody fares who watches. Where they are is among it, so to look on is not enough.
+async fn sessions(
+    State(links): State<Arc<Links>>,
+    Extension(grant): Extension<Grant>,
+    Path(camera): Path<String>,
+) -> Result<impl IntoResponse, Problem> {
+    let camera = rim::camera(&links, &grant, Permission::Control, &camera)?.id.clone();
+    let (reply, told) = oneshot::channel();
+    links.tell_engine(Inbound::Figures { camera, reply }).await?;
+    let told = timeout(links.settings.answer_timeout, told).await.map_err(|_| Problem::no_answer())?;
+    let sessions = told.map_err(|_| RejectReason::ShuttingDown)?.iter().map(SessionJson::from).collect();
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(Sessions { sessions })))
 }
 
 /// The privacy switch: `true` or `false`. Answered when it holds and is written down, or with the reason why it is not.
@@ -100,6 +116,11 @@ impl From<&Switch> for Enabled {
 }
 
 #[derive(Serialize)]
+struct Sessions {
+    sessions: Vec<SessionJson>,
+}
+
+#[derive(Serialize)]
 struct Device {
     device: String,
     cameras: Vec<Camera>,
@@ -123,6 +144,7 @@ struct Camera {
     encoder: Option<String>,
     encoder_reason: Option<String>,
     bitrate_kbps: Option<u64>,
+    low: LowJson,
 }
 
 impl From<&CameraBoard> for Camera {
@@ -151,6 +173,7 @@ impl From<&CameraBoard> for Camera {
             encoder: stream.map(|stream| stream.encoder.clone()),
             encoder_reason: stream.map(|stream| stream.encoder_reason.clone()),
             bitrate_kbps: Some(board.counters.bitrate_kbps.get()).filter(|&kbps| kbps > 0),
+            low: LowJson::from(&status.low),
         }
     }
 }

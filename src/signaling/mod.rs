@@ -5,6 +5,7 @@
 
 pub mod access;
 mod api;
+mod figures;
 pub mod ice_servers;
 pub mod mqtt;
 mod problem;
@@ -34,6 +35,7 @@ use self::wire::{Fault, Welcome};
 use crate::core::access_unit::AccessUnit;
 use crate::core::camera::{CameraStatus, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters};
+use crate::core::figures::Seen;
 use crate::core::signal::{CameraId, ClientId, Correlation, RejectReason, Request, Response};
 use crate::core::trigger::{Event, Trigger};
 
@@ -48,6 +50,8 @@ pub enum Inbound {
     Trigger { trigger: Trigger, reply: oneshot::Sender<Result<(), RejectReason>> },
     /// The next keyframe, for a still; the camera is opened for it.
     Still { camera: CameraId, reply: oneshot::Sender<Result<AccessUnit, RejectReason>> },
+    /// How everybody fares who watches this camera.
+    Figures { camera: CameraId, reply: oneshot::Sender<Vec<Seen>> },
     /// The privacy switch. Answered when it holds; whether it is kept is on the [`CameraBoard`].
     Switch { camera: CameraId, on: bool, id: Correlation, reply: oneshot::Sender<Result<(), RejectReason>> },
 }

@@ -169,13 +169,15 @@ impl Conversation {
             (_, None) => return Err(denied(&id, &Denied::TokenNeeded)),
             (Said::Ping, Some(_)) => return send(socket, &Outgoing::Pong { id }).await,
             (Said::Signal { session, signal }, Some(_)) => (session, signal),
-            (Said::Offer { session, camera, sdp, token: _ }, Some(grant)) => match self.camera_for(camera, grant) {
-                Ok(camera) => (session, Signal::Offer { camera, sdp }),
-                Err(denied) => {
-                    self.links.counters.denied.add(1);
-                    return self.refuse(socket, Fault { session: Some(session), ..fault_of(&id, &denied) }).await;
+            (Said::Offer { session, camera, sdp, quality, token: _ }, Some(grant)) => {
+                match self.camera_for(camera, grant) {
+                    Ok(camera) => (session, Signal::Offer { camera, sdp, quality }),
+                    Err(denied) => {
+                        self.links.counters.denied.add(1);
+                        return self.refuse(socket, Fault { session: Some(session), ..fault_of(&id, &denied) }).await;
+                    }
                 }
-            },
+            }
         };
         let from = Address { client: self.client.clone(), session };
         self.submit(Request { from, id, signal }, socket).await

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::{get, post};
@@ -25,6 +25,7 @@ use super::problem::Problem;
 use super::sdpfrag::{Fragment, IceCredentials, restarted};
 use super::token::{Grant, Permission};
 use super::{Links, Outbox, rim, unguessable_name};
+use crate::core::figures::Quality;
 use crate::core::signal::{
     Address, CameraId, ClientId, LinkId, RejectReason, Reply, Request, Response, SessionName, Signal,
 };
@@ -71,16 +72,19 @@ async fn offer(
     State(whep): State<Arc<Whep>>,
     Extension(grant): Extension<Grant>,
     Path(camera): Path<String>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Outcome {
     let camera = whep.camera(&grant, &camera)?;
+    let quality = quality_in(query.as_deref())?;
     let sdp = whep.text_of(&headers, SDP, body).await?;
     let credentials = check_offer(&sdp)?;
     whep.check_room()?;
     let name = SessionName::new(&unguessable_name()).map_err(|_| internal())?;
     let (outbox, mut responses) = mpsc::channel(OUTBOX);
-    whep.submit(&name, None, Signal::Offer { camera: camera.clone(), sdp: sdp.clone() }, &outbox).await?;
+    let offer = Signal::Offer { camera: camera.clone(), sdp: sdp.clone(), quality };
+    whep.submit(&name, None, offer, &outbox).await?;
     // Whatever ends the wait drops `responses`, which tells the engine that nobody is there any more.
     let first = timeout(whep.links.settings.answer_timeout, first_reply(&mut responses)).await;
     let answer = answer_of(first.map_err(|_| Problem::no_answer())?.ok_or(RejectReason::ShuttingDown)?)?;
@@ -350,6 +354,20 @@ fn accepting(method: HeaderName, what: &'static str) -> HttpResponse {
     ([(method, what)], StatusCode::OK).into_response()
 }
 
+/// `?quality=low`: a player that can only be given a URL says there what it wants. Parameters not known are ignored.
+fn quality_in(query: Option<&str>) -> Result<Quality, Problem> {
+    let parameters = query.unwrap_or_default().split('&').filter_map(|parameter| parameter.split_once('='));
+    let asked = parameters.filter(|&(name, _)| name == "quality").map(|(_, value)| value).next();
+    let quality = asked.map_or(Some(Quality::Auto), Quality::named);
+    quality.ok_or_else(|| {
+        Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "bad-field",
+            "quality is auto, high or low; leave it out for auto",
+        )
+    })
+}
+
 /// As far as a link must look; whether the offer can be answered is found out by the peer.
 fn check_offer(sdp: &str) -> Result<IceCredentials, RejectReason> {
     let bad = |why: &str| RejectReason::BadOffer(why.to_owned());
@@ -383,7 +401,7 @@ fn answer_of(reply: Reply) -> Result<String, Problem> {
             let detail = format!("the session ended: {}", reason.slug());
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason.slug(), detail))
         }
-        Reply::Notice(_) => Err(internal()),
+        Reply::Notice(_) | Reply::Stats(_) => Err(internal()),
     }
 }
 

@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::figures::FiguresJson;
 use super::ice_servers::OfferedServer;
+use crate::core::figures::{Figures, Quality};
 use crate::core::signal::{BadName, CameraId, Correlation, Notice, Reply, Response, SessionName, Signal};
 
 /// The version of the envelope that this program speaks.
@@ -52,6 +54,7 @@ pub enum Said {
         session: SessionName,
         camera: Option<CameraId>,
         sdp: String,
+        quality: Quality,
         /// In place of a `hello` before it, so that one message is enough.
         token: Option<Token>,
     },
@@ -189,6 +192,7 @@ struct Envelope {
     #[serde(default, deserialize_with = "present")]
     candidate: Option<Value>,
     sdp: Option<Value>,
+    quality: Option<Value>,
 }
 
 /// Tells a `null` from a field that is not there.
@@ -207,10 +211,11 @@ impl Envelope {
 
     fn said_bare(self) -> Result<Said, WireError> {
         let session = SessionName::new(BARE_SESSION).map_err(|error| bad_name("session", &error))?;
-        let said = match self.sdp {
+        let said = match &self.sdp {
             Some(sdp) => {
-                let sdp = sdp_of(self.r#type.as_ref(), Some(&sdp))?;
-                Said::Offer { session, camera: None, sdp, token: None }
+                let sdp = sdp_of(self.r#type.as_ref(), Some(sdp))?;
+                let quality = self.quality()?.unwrap_or_default();
+                Said::Offer { session, camera: None, sdp, quality, token: None }
             }
             None => Said::Signal { session, signal: self.candidate()? },
         };
@@ -227,11 +232,20 @@ impl Envelope {
         let kind = text("type", self.r#type.as_ref())?.ok_or_else(|| field("type", "is missing"))?;
         let said = match kind {
             "hello" => Said::Hello { token: self.token()?, camera: self.camera()? },
-            "offer" => {
-                Said::Offer { session: self.session()?, camera: self.camera()?, sdp: self.sdp()?, token: self.token()? }
-            }
+            "offer" => Said::Offer {
+                session: self.session()?,
+                camera: self.camera()?,
+                sdp: self.sdp()?,
+                quality: self.quality()?.unwrap_or_default(),
+                token: self.token()?,
+            },
             "candidate" => Said::Signal { session: self.session()?, signal: self.candidate()? },
             "restart" => Said::Signal { session: self.session()?, signal: Signal::Restart { sdp: self.sdp()? } },
+            "quality" => {
+                let quality = self.quality()?.ok_or_else(|| field("quality", "is missing"))?;
+                Said::Signal { session: self.session()?, signal: Signal::Prefer { quality } }
+            }
+            "stats" => Said::Signal { session: self.session()?, signal: Signal::Stats },
             "bye" => Said::Signal { session: self.session()?, signal: Signal::Bye },
             "ping" => Said::Ping,
             other => return Err(WireError::UnknownType(other.chars().take(40).collect())),
@@ -251,6 +265,11 @@ impl Envelope {
 
     fn token(&self) -> Result<Option<Token>, WireError> {
         Ok(text("token", self.token.as_ref())?.map(|token| Token(token.to_owned())))
+    }
+
+    fn quality(&self) -> Result<Option<Quality>, WireError> {
+        let named = |slug| Quality::named(slug).ok_or_else(|| field("quality", "is auto, high or low"));
+        text("quality", self.quality.as_ref())?.map(named).transpose()
     }
 
     fn candidate(&self) -> Result<Signal, WireError> {
@@ -342,6 +361,9 @@ fn response_json(Response { to, id, reply }: &Response) -> Value {
             json!({ "type": "state", "state": "camera-lost", "message": reason })
         }
         Reply::Notice(Notice::CameraBack) => json!({ "type": "state", "state": "camera-back" }),
+        Reply::Notice(Notice::AddressChanged) => json!({ "type": "state", "state": "address-changed" }),
+        // Plain numbers and texts always have a JSON form.
+        Reply::Stats(figures) => serde_json::to_value(StatsJson::from(figures)).unwrap_or_default(),
         Reply::Bye(reason) => json!({ "type": "bye", "reason": reason.slug() }),
         Reply::Rejected(reason) => {
             return fault_json(&Fault {
@@ -355,6 +377,19 @@ fn response_json(Response { to, id, reply }: &Response) -> Value {
     };
     json["session"] = to.session.as_str().into();
     with_id(json, id)
+}
+
+#[derive(Serialize)]
+struct StatsJson {
+    r#type: &'static str,
+    #[serde(flatten)]
+    figures: FiguresJson,
+}
+
+impl From<&Figures> for StatsJson {
+    fn from(figures: &Figures) -> Self {
+        Self { r#type: "stats", figures: figures.into() }
+    }
 }
 
 fn fault_json(fault: &Fault) -> Value {

@@ -2,7 +2,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::core::access_unit::Bitrate;
+use crate::core::camera::Rendition;
+use crate::core::candidate::CandidateKind;
+use crate::core::figures::Path;
 use crate::core::signal::{Address, ClientId, CloseReason, LinkId, RejectReason};
+use crate::core::transmit::Transport;
 
 fn session(name: &str) -> SessionName {
     SessionName::new(name).unwrap()
@@ -31,6 +36,25 @@ fn encoded_in(name: &str, reply: Reply) -> Value {
     serde_json::from_str(&encode(&Outgoing::Response(&response))).unwrap()
 }
 
+fn figures() -> Figures {
+    Figures {
+        rendition: Some(Rendition::Low),
+        is_thinned: true,
+        estimate: Some(Bitrate::from_kbps(380)),
+        sent: Bitrate::from_kbps(310),
+        loss: 0.012_345,
+        round_trip: Some(Duration::from_micros(52_345)),
+        path: Some(Path {
+            transport: Transport::Tcp,
+            local: ([192, 0, 2, 1], 8189).into(),
+            local_kind: CandidateKind::Host,
+            remote: "[2001:db8::7]:50000".parse().unwrap(),
+            is_remote_relayed: true,
+        }),
+        ..Figures::unknown(Quality::Auto)
+    }
+}
+
 #[test]
 fn an_offer_carries_the_browsers_own_object() {
     let message =
@@ -38,7 +62,48 @@ fn an_offer_carries_the_browsers_own_object() {
     let incoming = decode(message.as_bytes()).unwrap();
     assert_eq!(incoming.id, Some(Arc::from("a")));
     let camera = Some(CameraId::new("front").unwrap());
-    assert_eq!(incoming.said, Said::Offer { session: session("s"), camera, sdp: "v=0".into(), token: None });
+    assert_eq!(
+        incoming.said,
+        Said::Offer { session: session("s"), camera, sdp: "v=0".into(), quality: Quality::Auto, token: None }
+    );
+}
+
+#[test]
+fn a_viewer_says_which_quality_it_wants_in_its_offer_and_later() {
+    for (word, quality) in [("auto", Quality::Auto), ("high", Quality::High), ("low", Quality::Low)] {
+        let message = format!(r#"{{"v":1,"type":"quality","session":"s","quality":"{word}"}}"#);
+        assert_eq!(said(&message), Said::Signal { session: session("s"), signal: Signal::Prefer { quality } });
+        let offer = format!(
+            r#"{{"v":1,"type":"offer","session":"s","quality":"{word}","description":{{"type":"offer","sdp":"v=0"}}}}"#
+        );
+        assert!(matches!(said(&offer), Said::Offer { quality: asked, .. } if asked == quality), "{word}");
+    }
+    assert!(matches!(
+        said(r#"{"type":"offer","sdp":"v=0","quality":"low"}"#),
+        Said::Offer { quality: Quality::Low, .. }
+    ));
+    let stats = said(r#"{"v":1,"id":"9","type":"stats","session":"s"}"#);
+    assert_eq!(stats, Said::Signal { session: session("s"), signal: Signal::Stats });
+}
+
+#[test]
+fn figures_are_plain_numbers_and_what_is_not_known_is_null() {
+    let known = encoded(Reply::Stats(figures()));
+    assert_eq!((&known["type"], &known["id"], &known["session"]), (&json!("stats"), &json!("7"), &json!("s")));
+    assert_eq!((&known["rendition"], &known["thinned"]), (&json!("low"), &json!(true)));
+    assert_eq!((&known["estimate_kbps"], &known["sent_kbps"]), (&json!(380), &json!(310)));
+    assert_eq!((&known["loss"], &known["round_trip_ms"]), (&json!(0.0123), &json!(52.3)));
+    let path = json!({
+        "transport": "tcp", "local": "192.0.2.1:8189", "local_type": "host",
+        "remote": "[2001:db8::7]:50000", "remote_relayed": true
+    });
+    assert_eq!(known["path"], path);
+
+    let unknown = encoded(Reply::Stats(Figures::unknown(Quality::High)));
+    assert_eq!((&unknown["quality"], &unknown["sent_kbps"]), (&json!("high"), &json!(0)));
+    for field in ["rendition", "estimate_kbps", "round_trip_ms", "path"] {
+        assert!(unknown[field].is_null(), "{field}");
+    }
 }
 
 #[test]
@@ -62,7 +127,13 @@ fn a_client_without_envelope_is_understood() {
     let offer = decode(br#"{"type":"offer","sdp":"v=0"}"#).unwrap();
     assert_eq!(
         offer.said,
-        Said::Offer { session: session(BARE_SESSION), camera: None, sdp: "v=0".into(), token: None }
+        Said::Offer {
+            session: session(BARE_SESSION),
+            camera: None,
+            sdp: "v=0".into(),
+            quality: Quality::Auto,
+            token: None
+        }
     );
 
     for (message, line) in [
@@ -104,6 +175,14 @@ fn bad_messages_are_named_and_keep_their_id_and_session() {
         (r#"{"v":1,"type":"ping","id":7}"#, "bad-field"),
         (long_id.as_str(), "bad-field"),
         (r#"{"v":1,"type":"bye"}"#, "bad-field"),
+        (r#"{"v":1,"type":"stats"}"#, "bad-field"),
+        (r#"{"v":1,"type":"quality","session":"s"}"#, "bad-field"),
+        (r#"{"v":1,"type":"quality","session":"s","quality":"best"}"#, "bad-field"),
+        (r#"{"v":1,"type":"quality","session":"s","quality":1}"#, "bad-field"),
+        (
+            r#"{"v":1,"type":"offer","session":"s","quality":"LOW","description":{"type":"offer","sdp":"v=0"}}"#,
+            "bad-field",
+        ),
         (r#"{"v":1,"type":"bye","session":""}"#, "bad-field"),
         (r#"{"v":1,"type":"bye","session":"a b"}"#, "bad-field"),
         (r#"{"v":1,"type":"hello","token":5}"#, "bad-field"),
@@ -162,6 +241,7 @@ fn what_the_camera_says_by_itself_has_its_own_words() {
         (&json!("state"), &json!("camera-lost"), &json!("unplugged"))
     );
     assert_eq!(encoded(Reply::Notice(Notice::CameraBack))["state"], "camera-back");
+    assert_eq!(encoded(Reply::Notice(Notice::AddressChanged))["state"], "address-changed");
     assert_eq!(encoded(Reply::Bye(CloseReason::Lost))["reason"], "lost");
 }
 
@@ -197,10 +277,10 @@ fn the_manual_shows_messages_as_they_are() {
             other => panic!("an example has no sender: {other:?}"),
         }
     }
-    for kind in ["hello", "offer", "candidate", "restart", "bye", "ping"] {
+    for kind in ["hello", "offer", "candidate", "restart", "quality", "stats", "bye", "ping"] {
         assert!(from_viewer.iter().any(|shown| shown == kind), "no example of {kind}");
     }
-    for kind in ["welcome", "answer", "state", "bye", "pong", "error"] {
+    for kind in ["welcome", "answer", "state", "stats", "bye", "pong", "error"] {
         assert!(from_camera.iter().any(|shown| shown == kind), "no example of {kind}");
     }
 }
@@ -229,6 +309,10 @@ fn ours_like(example: &Value) -> Value {
         "state" if example["state"] == "camera-back" => {
             encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(Notice::CameraBack)) }))
         }
+        "state" if example["state"] == "address-changed" => {
+            encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(Notice::AddressChanged)) }))
+        }
+        "stats" => encode(&Outgoing::Response(&response(Reply::Stats(figures())))),
         "state" => {
             let lost = Notice::CameraLost { reason: "gone".into() };
             encode(&Outgoing::Response(&Response { id: None, ..response(Reply::Notice(lost)) }))

@@ -13,7 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -23,7 +23,10 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio_util::task::TaskTracker;
 
 use super::{MayRead, WatchedCamera};
-use crate::core::counters::{CameraCounters, Count, Histogram, LinkCounters, MqttDrop, ViewerCounters};
+use crate::core::camera::Rendition;
+use crate::core::counters::{
+    CameraCounters, Count, Histogram, LinkCounters, MqttDrop, RenditionCounters, ViewerCounters,
+};
 use crate::core::signal::CloseReason;
 
 /// All figures of the daemon.
@@ -79,7 +82,7 @@ type Counted<C> = (&'static str, &'static str, fn(&C) -> &Count);
 struct Cameras(Vec<WatchedCamera>);
 
 impl Cameras {
-    const COUNTED: [Counted<CameraCounters>; 8] = [
+    const COUNTED: [Counted<CameraCounters>; 14] = [
         ("camera_pictures_captured", "Pictures that came out of the encoder", |c| &c.units_captured),
         ("camera_captured_bytes", "Their bytes", |c| &c.bytes_captured),
         ("camera_keyframes_captured", "Keyframes that came out of the encoder", |c| &c.keyframes_captured),
@@ -88,12 +91,32 @@ impl Cameras {
         ("camera_failed", "Times the camera failed or stalled", |c| &c.failed),
         ("camera_triggers", "Wakes and sleeps that were carried out", |c| &c.triggers),
         ("camera_stills", "Keyframes given out for stills", |c| &c.stills),
+        ("camera_low_pictures_captured", "Pictures that came out of the second encoder", |c| &c.low.units_captured),
+        ("camera_low_captured_bytes", "Their bytes", |c| &c.low.bytes_captured),
+        ("camera_low_keyframes_captured", "Keyframes that came out of it", |c| &c.low.keyframes_captured),
+        ("camera_low_keyframes_asked", "Keyframes asked of it, after merging", |c| &c.low.keyframes_asked),
+        ("camera_low_opened", "Times the second encoder was opened", |c| &c.low.opened),
+        ("camera_low_failed", "Times it could not be opened, or failed", |c| &c.low.failed),
     ];
-    const LEVELS: [Counted<CameraCounters>; 3] = [
+    const LEVELS: [Counted<CameraCounters>; 4] = [
         ("camera_viewers", "Sessions that hold a place", |c| &c.viewers),
         ("camera_switched_off", "1 while the camera's owner has switched it off", |c| &c.switched_off),
         ("camera_encoder_kbps", "Bit rate asked of the encoder; 0 before it ran", |c| &c.bitrate_kbps),
+        ("camera_low_encoder_kbps", "Bit rate asked of the second encoder; 0 while closed", |c| &c.low.bitrate_kbps),
     ];
+    const OF_VIEWERS: [Counted<RenditionCounters>; 4] = [
+        ("camera_rendition_viewers", "Viewers who get this rendition", |r| &r.viewers),
+        ("camera_estimated_viewers", "Those of them whose network is known", |r| &r.estimated),
+        ("camera_least_estimate_kbps", "What the slowest of their networks carries", |r| &r.least_estimate_kbps),
+        ("camera_estimates_kbps", "What their networks carry, all together", |r| &r.estimates_kbps),
+    ];
+
+    fn renditions(&self) -> impl Iterator<Item = ([(&'static str, &str); 2], &RenditionCounters)> {
+        self.0.iter().flat_map(|camera| {
+            let labels = |rendition: Rendition| [("camera", camera.id.as_str()), ("rendition", rendition.slug())];
+            Rendition::ALL.into_iter().map(labels).zip(&camera.counters.viewers_of)
+        })
+    }
 }
 
 impl Collector for Cameras {
@@ -111,6 +134,23 @@ impl Collector for Cameras {
                 let gauge = ConstGauge::new(level(count(&camera.counters)));
                 gauge.encode(family.encode_family(&[("camera", camera.id.as_str())])?)?;
             }
+        }
+        for (name, help, count) in Self::OF_VIEWERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (labels, counters) in self.renditions() {
+                ConstGauge::new(level(count(counters))).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "The part of the packets that did not arrive at first, of each viewer about once a second";
+        let mut family = encoder.encode_descriptor("camera_viewers_loss_ratio", help, None, MetricType::Histogram)?;
+        for (labels, counters) in self.renditions() {
+            encode_histogram(&counters.loss, family.encode_family(&labels)?)?;
+        }
+        let help = "To a viewer and back, of each viewer about once a second";
+        let (name, unit) = ("camera_viewers_round_trip", Unit::Seconds);
+        let mut family = encoder.encode_descriptor(name, help, Some(&unit), MetricType::Histogram)?;
+        for (labels, counters) in self.renditions() {
+            encode_histogram(&counters.round_trip, family.encode_family(&labels)?)?;
         }
         let help = "1 for the state the camera is in, 0 for the others";
         let mut family = encoder.encode_descriptor("camera_state", help, None, MetricType::Gauge)?;
@@ -164,11 +204,10 @@ impl Collector for Viewers {
             ConstCounter::new(count.get()).encode(family.encode_family(&[("reason", reason.slug())])?)?;
         }
         let help = "From the encoder's output to a picture's last packet handed to the kernel, over all its viewers";
-        let mut family = encoder.encode_descriptor("send_delay", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        let (counts, sum) = self.0.send_delay.classes();
-        let bounds = Histogram::BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
-        let classes: Vec<_> = bounds.zip(counts).collect();
-        family.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), counts.iter().sum(), &classes, None)
+        encode_histogram(
+            &self.0.send_delay,
+            encoder.encode_descriptor("send_delay", help, Some(&Unit::Seconds), MetricType::Histogram)?,
+        )
     }
 }
 
@@ -226,6 +265,12 @@ impl Collector for Tasks {
     }
 }
 
+fn encode_histogram(histogram: &Histogram, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+    let (classes, sum) = histogram.classes();
+    let count = classes.iter().map(|&(_, count)| count).sum();
+    encoder.encode_histogram::<NoLabelSet>(sum, count, &classes, None)
+}
+
 fn level(count: &Count) -> i64 {
     i64::try_from(count.get()).unwrap_or(i64::MAX)
 }
@@ -240,8 +285,10 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
+    use crate::core::access_unit::Bitrate;
     use crate::core::camera::{CameraState, CameraStatus, LowState};
-    use crate::core::signal::CameraId;
+    use crate::core::figures::{Figures, Quality, Seen};
+    use crate::core::signal::{CameraId, LinkId};
 
     #[test]
     fn what_was_counted_is_told_per_camera() {
@@ -254,6 +301,23 @@ mod tests {
             "edgecam_camera_switched_off{camera=\"front\"} 0",
             "edgecam_camera_state{camera=\"front\",state=\"running\"} 1",
             "edgecam_camera_state{camera=\"front\",state=\"failed\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn how_viewers_fare_is_told_by_rendition_and_never_by_viewer() {
+        let text = figures().render().unwrap();
+        for line in [
+            "edgecam_camera_rendition_viewers{camera=\"front\",rendition=\"high\"} 0",
+            "edgecam_camera_rendition_viewers{camera=\"front\",rendition=\"low\"} 1",
+            "edgecam_camera_estimated_viewers{camera=\"front\",rendition=\"low\"} 1",
+            "edgecam_camera_least_estimate_kbps{camera=\"front\",rendition=\"low\"} 380",
+            "edgecam_camera_estimates_kbps{camera=\"front\",rendition=\"low\"} 380",
+            "edgecam_camera_viewers_loss_ratio_bucket{le=\"0.02\",camera=\"front\",rendition=\"low\"} 1",
+            "edgecam_camera_viewers_loss_ratio_bucket{le=\"0.01\",camera=\"front\",rendition=\"low\"} 0",
+            "edgecam_camera_viewers_round_trip_seconds_count{camera=\"front\",rendition=\"low\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
@@ -323,6 +387,14 @@ mod tests {
         counters.bytes_captured.add(1234);
         counters.keyframes_asked.add(3);
         counters.viewers.set(2);
+        let fares = Figures {
+            rendition: Some(Rendition::Low),
+            estimate: Some(Bitrate::from_kbps(380)),
+            loss: 0.012,
+            round_trip: Some(Duration::from_millis(52)),
+            ..Figures::unknown(Quality::Auto)
+        };
+        counters.note(&[Seen { number: 1, link: LinkId::Whep, figures: fares }]);
         let viewers = ViewerCounters::default();
         viewers.sessions_opened.add(5);
         let lost = CloseReason::ALL.iter().position(|reason| *reason == CloseReason::Lost).unwrap();

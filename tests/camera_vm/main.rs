@@ -3,7 +3,7 @@
 //!
 //! They take a boot each, so a plain `cargo test` leaves them out: `make camera-vm`.
 
-#[allow(unreachable_pub, dead_code, reason = "shared by several test programs")]
+#[allow(unreachable_pub, dead_code, clippy::unwrap_used, reason = "shared by several test programs")]
 #[path = "../support/camera.rs"]
 mod camera;
 mod guest;

@@ -8,10 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgecam::core::access_unit::AccessUnit;
-use edgecam::core::camera::{CameraState, CameraStatus, LowState, Stream, Switch};
+use edgecam::core::access_unit::{AccessUnit, Bitrate};
+use edgecam::core::camera::{CameraState, CameraStatus, LowState, Rendition, Stream, Switch};
+use edgecam::core::candidate::CandidateKind;
 use edgecam::core::counters::LinkCounters;
-use edgecam::core::signal::{Address, CameraId, CloseReason, RejectReason, Reply, Request, Response, Signal};
+use edgecam::core::figures::{Figures, Path, Quality, Seen};
+use edgecam::core::signal::{Address, CameraId, CloseReason, LinkId, RejectReason, Reply, Request, Response, Signal};
+use edgecam::core::transmit::Transport;
 use edgecam::core::trigger::Event;
 use edgecam::http::{self, HttpSettings};
 use edgecam::signaling::access::{Access, AccessSettings, Rule};
@@ -71,8 +74,31 @@ pub fn agreeable(signal: &Signal) -> Option<Reply> {
         Signal::Offer { sdp, .. } if !sdp.contains("H264") => Some(Reply::Rejected(RejectReason::NoCommonCodec)),
         Signal::Offer { .. } => Some(Reply::Answer { sdp: answer("srvA") }),
         Signal::Restart { .. } => Some(Reply::Answer { sdp: answer("srvB") }),
-        Signal::Candidate { .. } => None,
+        Signal::Candidate { .. } | Signal::Prefer { .. } => None,
+        Signal::Stats => Some(Reply::Stats(figures())),
         Signal::Bye => Some(Reply::Bye(CloseReason::ViewerLeft)),
+    }
+}
+
+/// Of a viewer at the end of a slow network, through a relay.
+pub fn figures() -> Figures {
+    Figures {
+        rendition: Some(Rendition::Low),
+        is_thinned: true,
+        estimate: Some(Bitrate::from_kbps(380)),
+        sent: Bitrate::from_kbps(310),
+        loss: 0.0123,
+        round_trip: Some(Duration::from_micros(52_300)),
+        units_sent: 1800,
+        units_skipped: 12,
+        path: Some(Path {
+            transport: Transport::Tcp,
+            local: ([192, 0, 2, 1], 8189).into(),
+            local_kind: CandidateKind::Host,
+            remote: ([198, 51, 100, 7], 50000).into(),
+            is_remote_relayed: true,
+        }),
+        ..Figures::unknown(Quality::Auto)
     }
 }
 
@@ -192,13 +218,15 @@ impl Door {
     }
 
     /// The engine speaks first. As the true one, it forgets a session with its bye.
-    pub fn say(&self, to: &Address, reply: Reply) -> Result<(), mpsc::error::TrySendError<Response>> {
+    pub fn say(&self, to: &Address, reply: Reply) -> Result<(), mpsc::error::TrySendError<()>> {
         let mut outboxes = self.outboxes.lock().unwrap();
         let outbox = outboxes.get(to).expect("a session").clone();
         if matches!(reply, Reply::Bye(_)) {
             outboxes.remove(to);
         }
-        outbox.try_send(Response { to: to.clone(), id: None, reply })
+        let place = outbox.try_reserve()?;
+        place.send(Response { to: to.clone(), id: None, reply });
+        Ok(())
     }
 
     pub fn sessions(&self) -> Vec<Address> {
@@ -272,6 +300,10 @@ async fn run_engine(
                 Heard::Switch(camera, on)
             }
             Inbound::Trigger { .. } => continue,
+            Inbound::Figures { reply, .. } => {
+                let _ = reply.send(vec![Seen { number: 7, link: LinkId::WebSocket, figures: figures() }]);
+                continue;
+            }
             Inbound::Left { client } => {
                 outboxes.lock().unwrap().retain(|address, _| address.client != client);
                 Heard::Left

@@ -13,6 +13,7 @@ use edgecam::core::camera::{Demand, Rendition};
 use edgecam::core::candidate::Candidate;
 use edgecam::core::counters::ViewerCounters;
 use edgecam::core::demand::StillId;
+use edgecam::core::figures::Quality;
 use edgecam::core::renditions::{Range, RenditionsSettings};
 use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
 use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, RejectReason, Reply, Request, SessionName, Signal};
@@ -154,7 +155,7 @@ impl House {
             dead: false,
         });
         let sdp = self.viewers[seat].viewer.offer(false, self.now);
-        self.say(seat, Signal::Offer { camera: front(), sdp });
+        self.say(seat, Signal::Offer { camera: front(), sdp, quality: Quality::Auto });
         let line = self.viewers[seat].viewer.candidate();
         self.say(seat, Signal::Candidate { line });
         seat

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::super::figures::LowJson;
 use super::super::wire::{self, VERSION};
 use super::super::{CameraBoard, Links};
 use super::topics::Topics;
@@ -100,6 +101,7 @@ pub(super) fn state(board: &CameraBoard) -> String {
         height: of(|stream| stream.height),
         fps: of(|stream| stream.fps),
         bitrate_kbps: Some(board.counters.bitrate_kbps.get()).filter(|&kbps| kbps > 0),
+        low: LowJson::from(&status.low),
         error,
     })
 }
@@ -162,6 +164,7 @@ struct StateJson<'a> {
     height: Option<u32>,
     fps: Option<u32>,
     bitrate_kbps: Option<u64>,
+    low: LowJson,
     error: Option<String>,
 }
 

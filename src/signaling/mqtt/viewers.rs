@@ -143,7 +143,7 @@ impl Viewers {
                 client.may_ask_again(session, id);
                 client.asked_for(session, id)
             }
-            CameraReply::Notice(_) | CameraReply::Bye(_) => None,
+            CameraReply::Notice(_) | CameraReply::Stats(_) | CameraReply::Bye(_) => None,
         });
         let to = asked.unwrap_or_else(|| ReplyTo { topic: topics.rsp(&client.name), correlation: None });
         (to, wire::encode(&Reply::Response(response)))
@@ -252,11 +252,11 @@ impl Client {
                 let welcome = links.welcome(Some(&grant));
                 return say(to, &Reply::Welcome { id, welcome: &welcome });
             }
-            Said::Offer { session, camera, sdp, token } => {
+            Said::Offer { session, camera, sdp, quality, token } => {
                 let camera = camera.or_else(|| self.camera.clone());
                 let camera = self.introduce(token, links).and_then(|grant| links.camera_for(camera, &grant));
                 match camera {
-                    Ok(camera) => (session, Signal::Offer { camera, sdp }),
+                    Ok(camera) => (session, Signal::Offer { camera, sdp, quality }),
                     Err(denied) => {
                         return refuse(Fault { id, session: Some(session), ..(&denied).into() }, to);
                     }
