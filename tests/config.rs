@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edgecam::camera::Source;
+use edgecam::camera::{CameraSettings, Source};
 use edgecam::config::{Config, ConfigError, Flag, Sources};
 use edgecam::signaling::access::Rule;
 use edgecam::signaling::ice_servers::Credentials;
@@ -52,24 +52,36 @@ fn a_whole_configuration_becomes_the_settings_of_the_parts() {
         [camera.encoder]
         max_kbps = 4000
         keyframe_interval_s = 4
+        [camera.low]
+        width = 640
+        max_kbps = 700
         [camera.controls]
         brightness = -12
         [[camera]]
         id = "back"
+        encoder.max_kbps = 400
+        [[camera]]
+        id = "side"
+        source = "test"
+        low.enabled = false
         "#,
     );
     let config = machine.load().unwrap();
     assert_eq!(config.device, "porch");
     let advertised: Vec<String> = config.media.advertise.iter().map(ToString::to_string).collect();
     assert_eq!(advertised, ["203.0.113.7:0", "203.0.113.8:9000"]);
-    let [front, back] = config.cameras.as_slice() else { panic!("{:?}", config.cameras) };
+    let [front, back, side] = config.cameras.as_slice() else { panic!("{:?}", config.cameras) };
     assert_eq!(front.source, Source::V4l2("/dev/v4l/by-id/usb-camera".into()));
     assert_eq!((front.width, front.height, front.fps, front.linger), (1920, 1080, 25, Duration::from_secs(60)));
     assert_eq!((front.encoder.max.kbps(), front.encoder.min.kbps()), (4000, 150));
     assert_eq!(front.controls, BTreeMap::from([("brightness".to_owned(), -12)]));
     assert_eq!(back.source, Source::Auto);
+    let low = |camera: &CameraSettings| camera.low.map(|low| (low.width, low.height, low.max.kbps(), low.min.kbps()));
+    assert_eq!(low(front), Some((Some(640), None, 700, 100)));
+    assert_eq!(low(back), Some((None, None, 400, 100)), "never more than the encoder's own");
+    assert_eq!(low(side), None);
     let places: Vec<usize> = config.sessions.cameras.iter().map(|camera| camera.max_viewers).collect();
-    assert_eq!(places, [2, 8]);
+    assert_eq!(places, [2, 8, 8]);
 }
 
 #[test]
@@ -520,6 +532,26 @@ const BAD_FILES: &[(&str, &str)] = &[
         "[[camera]]\nid = \"a\"\nfps = 1\n[camera.encoder]\nkeyframe_interval_s = 1",
         "camera[0].encoder.keyframe_interval_s: makes every picture a keyframe at 1 picture a second, which some encoders \
          hang on; raise one of them (in edgecam.toml)",
+    ),
+    (
+        "[[camera]]\nid = \"a\"\n[camera.low]\nwidth = 641",
+        "camera[0].low.width: 641 is odd; H.264 video has an even number of pixels, write 640 (in edgecam.toml)",
+    ),
+    (
+        "[[camera]]\nid = \"a\"\n[camera.low]\nheight = 720",
+        "camera[0].low.height: 720 is not below the camera's own height (720); lower it, or write 0 for half (in edgecam.toml)",
+    ),
+    (
+        "[[camera]]\nid = \"a\"\n[camera.low]\nwidth = 16",
+        "camera[0].low.width: 16 is outside 32 to 7680 pixels (in edgecam.toml)",
+    ),
+    (
+        "[[camera]]\nid = \"a\"\n[camera.low]\nmin_kbps = 600",
+        "camera[0].low.min_kbps: 600 is above max_kbps (500); lower it or raise max_kbps (in edgecam.toml)",
+    ),
+    (
+        "[[camera]]\nid = \"a\"\n[camera.low]\nmin_kbps = 10",
+        "camera[0].low.min_kbps: 10 is outside 25 to 25000 kbit/s (in edgecam.toml)",
     ),
     (
         "[[camera]]\nid = \"a\"\n[camera.encoder]\nprefer = \"gpu\"",

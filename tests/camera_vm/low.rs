@@ -22,18 +22,19 @@ async fn the_second_rendition_is_encoded_in_hardware_beside_the_first_which_stay
     // What the first opening leaves with the driver and in caches is no leak.
     camera.low_comes_and_goes().await;
     let files = open_devices();
+    camera.drain();
+    let before = figure("n_dmabuf");
+    let mut high = vec![camera.next().await];
     for _ in 0..5 {
-        camera.drain();
-        let uncopied = figure("n_dmabuf");
-        let mut high = vec![camera.next().await];
         camera.low_comes_and_goes().await;
         while let Ok(unit) = camera.units.try_recv() {
             high.push(unit);
         }
-        let uncopied = figure("n_dmabuf") - uncopied;
-        assert!(high.len() > 5 && uncopied + 2 >= high.len() as u64, "{uncopied} of {} uncopied", high.len());
-        assert!(!high.iter().any(|unit| unit.is_keyframe), "a keyframe nobody asked for");
     }
+    let uncopied = figure("n_dmabuf") - before;
+    // Some were on their way when the figure was read.
+    assert!(high.len() > 40 && uncopied + 5 >= high.len() as u64, "only {uncopied} of {} came uncopied", high.len());
+    assert!(!high.iter().any(|unit| unit.is_keyframe), "a keyframe nobody asked for");
     camera.want_low(Some(300));
     let low = camera.low_reaches(|low| matches!(low, LowState::Open { .. })).await;
     assert_eq!(low, LowState::Open { width: 160, height: 90, encoder: "v4l2h264enc".into() });
