@@ -37,6 +37,11 @@ pub fn wire(bytes: &[u8]) {
     }
 }
 
+/// A datagram from a STUN or TURN server, or the bytes of its stream.
+pub fn turn_server(bytes: &[u8]) {
+    edgecam::relay::survive(bytes);
+}
+
 /// A PATCH body, an offer, an answer, and the headers around them: the same bytes as each.
 pub fn whep_body(bytes: &[u8]) {
     matches_tag(bytes, "\"1\"");

@@ -7,7 +7,7 @@
 //! | 4 house | `main`, `cli`, [`app`], [`doctor`], [`setup`] | commands; builds, starts, watches and stops the parts; looks at what they need |
 //! | 3 drive | [`engine`], [`config`] | moves bytes and time in and out; turns one file into each part's settings |
 //! | 2 machine | [`publisher`] | all that is decided about viewers, without I/O |
-//! | 1 parts | [`camera`], [`signaling`], [`peer`], [`hub`], [`net`], [`http`], [`switches`], [`telemetry`], [`web`], [`probe`] | each knows `core` and its own outside library |
+//! | 1 parts | [`camera`], [`signaling`], [`peer`], [`hub`], [`net`], [`relay`], [`http`], [`switches`], [`telemetry`], [`web`], [`probe`] | each knows `core` and its own outside library |
 //! | 0 core | [`core`] | plain data and rules, told the time |
 //!
 //! What holds everywhere: a picture is encoded once and cut into packets once, whatever the number of viewers; a slow,
@@ -27,6 +27,7 @@ pub mod net;
 pub mod peer;
 pub mod probe;
 pub mod publisher;
+pub mod relay;
 pub mod setup;
 pub mod signaling;
 pub mod switches;

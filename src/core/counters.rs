@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::camera::Rendition;
 use super::figures::{Figures, Seen};
+use super::server_url::ServerTransport;
 use super::signal::CloseReason;
 
 /// A number that only goes up, or (through [`Count::set`]) a level.
@@ -291,6 +292,23 @@ pub struct LinkCounters {
     /// Requests without a sufficient token, or from a foreign page.
     pub denied: Count,
     pub mqtt: MqttCounters,
+}
+
+/// What the camera's own STUN and TURN servers do for it.
+#[derive(Debug, Default)]
+pub struct RelayCounters {
+    /// Level: STUN servers that say where they see us.
+    pub stun_answering: Count,
+    /// Levels, in the order of [`ServerTransport::ALL`]: 1 while an allocation stands that is reached so.
+    pub allocated: [Count; ServerTransport::ALL.len()],
+    pub allocations: Count,
+    /// Tries that ended without an allocation, and allocations that were lost.
+    pub allocation_failures: Count,
+    /// Peers' data, without the relay's envelope.
+    pub bytes_sent: Count,
+    pub bytes_received: Count,
+    /// Datagrams for peers that the relay does not let us send to (yet), or that its connection had no room for.
+    pub packets_dropped: Count,
 }
 
 /// The figures of the link to the MQTT broker.
