@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,7 +22,8 @@ use tracing::{info, warn};
 use crate::camera::{self, CameraSettings, still};
 use crate::config::Config;
 use crate::core::camera::{CameraState, CameraStatus, Demand, LowState, Switch};
-use crate::core::counters::{CameraCounters, LinkCounters, ViewerCounters};
+use crate::core::counters::{CameraCounters, LinkCounters, RelayCounters, ViewerCounters};
+use crate::core::server_url::ServerUrl;
 use crate::core::sessions::SessionsSettings;
 use crate::core::signal::CameraId;
 use crate::engine::{CameraLine, Engine};
@@ -30,7 +31,9 @@ use crate::hub::Hub;
 use crate::net::{MediaSocket, tcp};
 use crate::peer::{Identity, PeerSettings};
 use crate::publisher::{Publisher, PublisherSettings};
+use crate::relay::{Credentials, Relay, RelayServer};
 use crate::signaling::access::Access;
+use crate::signaling::ice_servers::IceServer;
 use crate::signaling::{self, CameraBoard, Links, MakeJpeg, Stills, mqtt};
 use crate::switches::{self, SwitchFile};
 use crate::telemetry::{self, Health, Metrics, Pulse, Reasons, WatchedCamera};
@@ -63,6 +66,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let switching = watch::Sender::new(switched_off.clone());
     tasks.spawn(switches::keep(switches, switched_off.clone(), switching.subscribe(), parts.switches()));
     let known_off = switching.subscribe();
+    let servers = relay_servers(&config);
+    let is_relayed = !servers.is_empty();
+    let (relay, newsroom, errands) = Relay::new(servers, parts.relay.clone(), now());
     let engine = Engine {
         publisher: publisher(&config, switched_off, parts.viewers.clone())?,
         socket,
@@ -72,6 +78,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         cameras: parts.lines(),
         events: events.clone(),
         switched_off: switching,
+        relay,
+        newsroom,
         counters: parts.viewers.clone(),
         pulse: pulse.clone(),
     };
@@ -94,6 +102,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let router = web::router().merge(signaling::router(links.clone())).merge(about);
 
     tasks.spawn_blocking(camera::prepare);
+    if is_relayed {
+        tasks.spawn(errands.run(tasks.clone(), stopping.links.clone()));
+    }
     let mut engine = tasks.spawn(engine.run(stopping.engine.clone()));
     for (settings, part) in config.cameras.iter().zip(&parts.cameras) {
         tasks.spawn(part.run(settings.clone(), parts.hub.clone(), stopping.cameras.clone()));
@@ -164,6 +175,7 @@ struct Parts {
     cameras: Vec<CameraPart>,
     viewers: Arc<ViewerCounters>,
     links: Arc<LinkCounters>,
+    relay: Arc<RelayCounters>,
     reasons: Reasons,
 }
 
@@ -183,6 +195,7 @@ impl Parts {
             cameras: config.cameras.iter().map(camera).collect(),
             viewers: Arc::default(),
             links: Arc::default(),
+            relay: Arc::default(),
             reasons: Reasons::default(),
         }
     }
@@ -226,7 +239,7 @@ impl Parts {
     }
 
     fn metrics(&self, tasks: TaskTracker) -> Metrics {
-        Metrics::new(self.watched(), self.viewers.clone(), self.links.clone(), tasks)
+        Metrics::new(self.watched(), self.viewers.clone(), self.links.clone(), self.relay.clone(), tasks)
     }
 }
 
@@ -260,16 +273,37 @@ fn publisher(
     switched_off: BTreeSet<CameraId>,
     counters: Arc<ViewerCounters>,
 ) -> anyhow::Result<Publisher> {
-    #[expect(clippy::disallowed_methods, reason = "here the stream's clock begins")]
-    let epoch = Instant::now();
     let peers = PeerSettings {
         candidates: Vec::new(), // the engine asks for them with each offer
-        epoch,
+        epoch: now(),
         lost_after: config.lost_after,
         identity: Identity::generate()?,
     };
     let sessions = SessionsSettings { switched_off, ..config.sessions.clone() };
     Ok(Publisher::new(PublisherSettings { sessions, peers }, counters))
+}
+
+/// The servers of `[ice]`, as the camera itself uses them: with credentials made as for a viewer. None unless its owner wants that.
+fn relay_servers(config: &Config) -> Vec<RelayServer> {
+    let servers = config.ice_servers.iter().filter(|_| config.relay);
+    let each = servers.flat_map(|server| server.urls.iter().map(move |url| (url, server)));
+    // What cannot be parsed is refused by the configuration, but for DTLS, which viewers may know.
+    each.filter_map(|(url, server)| Some(relay_server(ServerUrl::parse(url).ok()?, server.clone()))).collect()
+}
+
+fn relay_server(url: ServerUrl, server: IceServer) -> RelayServer {
+    let mint = move || {
+        #[expect(clippy::disallowed_methods, reason = "credentials say when they end")]
+        let offered = server.offered(SystemTime::now());
+        let (username, password) = (offered.username.unwrap_or_default(), offered.credential.unwrap_or_default());
+        Credentials { username, password, hold_for: server.hold_for() }
+    };
+    RelayServer { url, mint: Arc::new(mint) }
+}
+
+#[expect(clippy::disallowed_methods, reason = "here the clocks of stream and relay begin")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 type Running = tokio::task::JoinHandle<io::Result<()>>;

@@ -17,12 +17,13 @@ use crate::core::camera::{CameraState, CameraStatus, Demand, LowState};
 use crate::core::counters::{CameraCounters, ViewerCounters};
 use crate::core::demand::StillId;
 use crate::core::signal::{CameraId, ClientId, LinkId, RejectReason, Reply, Response, Signal};
-use crate::core::transmit::Transport;
+use crate::core::transmit::{Transmit, Transport};
 use crate::core::trigger::Event;
 use crate::hub::{Delivery, Hub};
 use crate::net::tcp::{Arrival, What};
 use crate::net::{MediaSocket, Outgoing, ReadBuffer};
 use crate::publisher::{Effect, Publisher};
+use crate::relay::{Newsroom, Relay, Unwrapped};
 use crate::signaling::{Inbound, Outbox};
 use crate::telemetry::Pulse;
 
@@ -47,6 +48,9 @@ pub struct Engine {
     pub events: broadcast::Sender<Event>,
     /// The cameras whose privacy switch is off.
     pub switched_off: watch::Sender<BTreeSet<CameraId>>,
+    /// The servers that the camera itself uses, and what happens to the names and connections of these.
+    pub relay: Relay,
+    pub newsroom: Newsroom,
     pub counters: Arc<ViewerCounters>,
     /// The watchdog's question, answered by the loop itself.
     pub pulse: Pulse,
@@ -62,7 +66,7 @@ pub struct CameraLine {
 /// What the loop keeps beside the publisher, so that both can be borrowed at once.
 struct Rim {
     socket: MediaSocket,
-    outgoing: Outgoing,
+    ways: Ways,
     outboxes: HashMap<ClientId, Outbox>,
     cameras: BTreeMap<CameraId, CameraLine>,
     events: broadcast::Sender<Event>,
@@ -75,19 +79,47 @@ struct Rim {
     note_at: Instant,
 }
 
+/// What takes datagrams away: the media port, through the relay's envelope where they leave from a relayed address.
+struct Ways {
+    outgoing: Outgoing,
+    relay: Relay,
+}
+
+impl Ways {
+    fn send(&mut self, transmit: Transmit, socket: &MediaSocket) {
+        if let Some(transmit) = self.relay.route(transmit, now()) {
+            self.outgoing.send(&transmit, socket);
+        }
+    }
+
+    /// A datagram that came by UDP or through the relay, unless it was for the relay itself.
+    fn deliver(&mut self, unwrapped: Option<Unwrapped<'_>>, publisher: &mut Publisher, socket: &MediaSocket) {
+        if let Some(Unwrapped { from, to, data }) = unwrapped {
+            publisher.handle_datagram(from, to, Transport::Udp, data, now(), &mut |out| self.send(out, socket));
+        }
+    }
+
+    /// What the relay itself has to say to its servers.
+    fn send_for_relay(&mut self, socket: &MediaSocket) {
+        while let Some(transmit) = self.relay.poll_transmit() {
+            self.outgoing.send(&transmit, socket);
+        }
+    }
+}
+
 type StillReply = oneshot::Sender<Result<AccessUnit, RejectReason>>;
 
 impl Engine {
     /// Runs until `stopping`, then says bye to all.
     pub async fn run(self, stopping: CancellationToken) -> io::Result<()> {
         let Self { mut publisher, socket, mut connections, hub, .. } = self;
-        let Self { mut inbox, cameras, events, switched_off, counters, pulse, .. } = self;
+        let Self { mut inbox, cameras, events, switched_off, relay, mut newsroom, counters, pulse, .. } = self;
         let mut statuses: StreamMap<_, _> =
             cameras.iter().map(|(id, line)| (id.clone(), WatchStream::from_changes(line.status.clone()))).collect();
         let outgoing = Outgoing::new(counters.clone());
         let mut rim = Rim {
             socket,
-            outgoing,
+            ways: Ways { outgoing, relay },
             outboxes: HashMap::new(),
             cameras,
             events,
@@ -100,16 +132,17 @@ impl Engine {
         let mut buffer = ReadBuffer::default();
         let mut failures = 0;
         loop {
-            let wake_at = publisher.poll_timeout().unwrap_or_else(|| now() + LONGEST_REST);
+            let timeouts = [publisher.poll_timeout(), rim.ways.relay.poll_timeout()];
+            let wake_at = timeouts.into_iter().flatten().min().unwrap_or_else(|| now() + LONGEST_REST);
             // Not biased: whatever floods one arm, the others get their turn.
             tokio::select! {
                 () = stopping.cancelled() => break,
                 () = pulse.answer() => {}
-                () = rim.socket.writable(), if rim.outgoing.has_backlog() => rim.outgoing.drain(&rim.socket),
+                () = rim.socket.writable(), if rim.ways.outgoing.has_backlog() => rim.ways.outgoing.drain(&rim.socket),
                 () = hub.changed() => rim.handle_units(&mut publisher, &hub),
                 received = rim.socket.receive(&mut buffer, |from, to, data| {
-                    let send = &mut |out| rim.outgoing.send(&out, &rim.socket);
-                    publisher.handle_datagram(from, to, Transport::Udp, data, now(), send);
+                    let unwrapped = rim.ways.relay.handle_datagram(from, to, data, now());
+                    rim.ways.deliver(unwrapped, &mut publisher, &rim.socket);
                 }) => {
                     failures = if received.is_ok() { 0 } else { failures + 1 };
                     if let Err(error) = received {
@@ -119,18 +152,24 @@ impl Engine {
                         }
                     }
                 }
+                Some(news) = newsroom.next() => {
+                    let unwrapped = rim.ways.relay.handle_news(&news, now());
+                    rim.ways.deliver(unwrapped, &mut publisher, &rim.socket);
+                }
                 Some(arrival) = connections.recv() => rim.handle_arrival(&mut publisher, arrival),
                 Some(inbound) = inbox.recv() => rim.handle_inbound(&mut publisher, inbound),
                 Some((camera, status)) = statuses.next() => rim.handle_status(&mut publisher, &camera, &status),
                 () = sleep_until(wake_at.into()) => {
-                    let send = &mut |out| rim.outgoing.send(&out, &rim.socket);
+                    rim.ways.relay.handle_timeout(now());
+                    let send = &mut |out| rim.ways.send(out, &rim.socket);
                     publisher.handle_timeout(now(), send);
                 }
             }
             rim.carry_out(&mut publisher);
         }
-        let send = &mut |out| rim.outgoing.send(&out, &rim.socket);
+        let send = &mut |out| rim.ways.send(out, &rim.socket);
         publisher.shut_down(now(), send);
+        rim.ways.relay.shut_down(now());
         rim.carry_out(&mut publisher);
         // The links still have to take the byes out of their boxes.
         tokio::time::sleep(FAREWELL).await;
@@ -141,9 +180,9 @@ impl Engine {
 impl Rim {
     fn handle_units(&mut self, publisher: &mut Publisher, hub: &Hub) {
         for (camera, rendition, Delivery { unit, encoded_at }) in hub.take() {
-            let send = &mut |out| self.outgoing.send(&out, &self.socket);
+            let send = &mut |out| self.ways.send(out, &self.socket);
             publisher.handle_unit(&camera, rendition, &unit, now(), send);
-            self.outgoing.flush(&self.socket);
+            self.ways.outgoing.flush(&self.socket);
             self.counters.send_delay.observe(now() - encoded_at);
         }
     }
@@ -151,17 +190,17 @@ impl Rim {
     fn handle_arrival(&mut self, publisher: &mut Publisher, Arrival { from, to, what }: Arrival) {
         match what {
             What::Opened { first, outlet } if publisher.knows(from, Transport::Tcp, &first) => {
-                self.outgoing.open(from, outlet);
+                self.ways.outgoing.open(from, outlet);
             }
             // Without its outlet the connection is closed.
             What::Opened { .. } => self.counters.tcp.strangers.add(1),
             What::Datagram(data) if publisher.knows(from, Transport::Tcp, &data) => {
                 let to = self.socket.candidate_for(Some(to.ip()));
-                let send = &mut |out| self.outgoing.send(&out, &self.socket);
+                let send = &mut |out| self.ways.send(out, &self.socket);
                 publisher.handle_datagram(from, to, Transport::Tcp, &data, now(), send);
             }
-            What::Datagram(_) => self.outgoing.close(from),
-            What::Closed if self.outgoing.forget_closed(from) => publisher.handle_closed(from),
+            What::Datagram(_) => self.ways.outgoing.close(from),
+            What::Closed if self.ways.outgoing.forget_closed(from) => publisher.handle_closed(from),
             What::Closed => {}
         }
     }
@@ -170,9 +209,11 @@ impl Rim {
         if let Inbound::Request { request, .. } = &inbound
             && matches!(request.signal, Signal::Offer { .. } | Signal::Restart { .. })
         {
-            publisher.set_candidates(self.socket.candidates());
+            let mut candidates = self.socket.candidates();
+            candidates.extend(self.ways.relay.candidates(&candidates));
+            publisher.set_candidates(candidates);
         }
-        let send = &mut |out| self.outgoing.send(&out, &self.socket);
+        let send = &mut |out| self.ways.send(out, &self.socket);
         match inbound {
             Inbound::Request { request, outbox } => {
                 // Those whose client is gone are swept out when a new one comes.
@@ -209,7 +250,7 @@ impl Rim {
     }
 
     fn handle_status(&mut self, publisher: &mut Publisher, camera: &CameraId, status: &CameraStatus) {
-        let send = &mut |out| self.outgoing.send(&out, &self.socket);
+        let send = &mut |out| self.ways.send(out, &self.socket);
         match &status.state {
             CameraState::BackingOff { error, .. } => publisher.handle_camera_lost(camera, error, now(), send),
             CameraState::Running => publisher.handle_camera_back(camera, now(), send),
@@ -257,7 +298,8 @@ impl Rim {
                 }
             }
         }
-        self.outgoing.flush(&self.socket);
+        self.ways.send_for_relay(&self.socket);
+        self.ways.outgoing.flush(&self.socket);
         let is_due = now() >= self.note_at;
         if is_due {
             self.note_at = now() + NOTED_EVERY;
@@ -281,7 +323,7 @@ impl Rim {
             Err(mpsc::error::TrySendError::Closed(response)) => {
                 debug!(link = ?client.link, reply = name(&response.reply), "nobody there to take it");
                 self.outboxes.remove(&owner);
-                let send = &mut |out| self.outgoing.send(&out, &self.socket);
+                let send = &mut |out| self.ways.send(out, &self.socket);
                 publisher.handle_left(&client, now(), send);
             }
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -289,7 +331,7 @@ impl Rim {
                 if owner == client {
                     self.outboxes.remove(&owner);
                 }
-                let send = &mut |out| self.outgoing.send(&out, &self.socket);
+                let send = &mut |out| self.ways.send(out, &self.socket);
                 publisher.handle_full_outbox(&client, now(), send);
             }
         }

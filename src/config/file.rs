@@ -47,6 +47,7 @@ pub(super) struct IceToml {
     pub(super) interfaces: Vec<String>,
     pub(super) advertise: Vec<String>,
     pub(super) servers: Vec<IceServerToml>,
+    pub(super) relay: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -186,7 +187,14 @@ impl Default for HttpToml {
 
 impl Default for IceToml {
     fn default() -> Self {
-        Self { udp_port: 8189, tcp: true, interfaces: Vec::new(), advertise: Vec::new(), servers: Vec::new() }
+        Self {
+            udp_port: 8189,
+            tcp: true,
+            interfaces: Vec::new(),
+            advertise: Vec::new(),
+            servers: Vec::new(),
+            relay: true,
+        }
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Config {
     pub media: MediaSettings,
     /// What viewers are told of.
     pub ice_servers: Vec<IceServer>,
+    /// Whether this device itself uses them, too.
+    pub relay: bool,
     pub access: AccessSettings,
     /// `None`: there is no broker.
     pub mqtt: Option<MqttSettings>,
@@ -161,6 +163,7 @@ impl Config {
         });
         let mqtt = findings.keep("mqtt", broker::mqtt(mqtt, secrets, &mut warnings));
         let media = listen.and_then(|listen| findings.keep("ice", settings::media(&ice, listen, &camera)));
+        let relay = ice.relay;
         let mut ice_servers = Vec::new();
         for (index, server) in ice.servers.into_iter().enumerate() {
             let server = settings::ice_server(server, secrets, &mut warnings);
@@ -191,6 +194,7 @@ impl Config {
             http: listener?,
             media: media?,
             ice_servers,
+            relay,
             access: access?,
             mqtt: mqtt?,
             links: links?,

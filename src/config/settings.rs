@@ -11,6 +11,7 @@ use super::file::{AuthToml, CameraToml, EncoderToml, HttpToml, IceServerToml, Ic
 use super::secret::Secrets;
 use crate::camera::{CameraSettings, EncoderSettings, LowSettings, Prefer, Source};
 use crate::core::access_unit::Bitrate;
+use crate::core::server_url::{ServerUrl, UrlError};
 use crate::core::sessions::SessionsSettings;
 use crate::core::signal::{CameraId, is_name};
 use crate::http::HttpSettings;
@@ -146,10 +147,13 @@ pub(super) fn ice_server(
     if urls.is_empty() {
         return Err(Wrong::new("urls", "missing; write urls = [\"turn:turn.example.org:3478\"]"));
     }
-    let known =
-        |url: &str| url.split_once(':').is_some_and(|(scheme, rest)| SCHEMES.contains(&scheme) && !rest.is_empty());
-    if let Some(url) = urls.iter().find(|url| !known(url)) {
+    let is_known = |url: &str| url.split_once(':').is_some_and(|(scheme, _)| SCHEMES.contains(&scheme));
+    if let Some(url) = urls.iter().find(|url| !is_known(url)) {
         return Err(Wrong::new("urls", format!("{url:?} does not begin with stun:, stuns:, turn: or turns:")));
+    }
+    if let Some(url) = urls.iter().find(|url| ServerUrl::parse(url) == Err(UrlError::Malformed)) {
+        let what = format!("{url:?} is no server's URL; write it like turn:turn.example.org:3478?transport=tcp");
+        return Err(Wrong::new("urls", what));
     }
     let credentials = match (username.as_str(), credential_file.as_str(), secret_file.as_str()) {
         ("", "", "") if urls.iter().any(|url| url.starts_with("turn")) => {

@@ -188,7 +188,7 @@ impl MediaSocket {
         let (Some(to), Some(from)) = (batch.to, batch.from) else { return true };
         let datagrams = batch.data.len().div_ceil(batch.size.max(1)) as u64;
         // An advertised address is a router's, not ours to send from: then the kernel chooses.
-        let src_ip = self.settings.advertise.is_empty().then_some(from.ip());
+        let src_ip = Some(from.ip()).filter(|ip| self.settings.advertise.is_empty() && !ip.is_unspecified());
         // From loopback to elsewhere the kernel says EINVAL, and quinn-udp then gives up batching for good.
         if src_ip.is_some_and(|ip| ip.is_loopback()) && !self.is_on_this_machine(to.ip()) {
             counters.packets_dropped.add(datagrams);

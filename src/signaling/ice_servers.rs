@@ -72,6 +72,13 @@ impl IceServer {
     }
 }
 
+impl IceServer {
+    /// How long credentials of now are good for; `None`: for ever.
+    pub fn hold_for(&self) -> Option<Duration> {
+        matches!(self.credentials, Credentials::Shared { .. }).then_some(LIFETIME)
+    }
+}
+
 impl OfferedServer {
     /// One `Link` header value per URL (RFC 9725, section 4.6), its parts in the order that clients' patterns expect.
     pub fn links(&self) -> impl Iterator<Item = String> {

@@ -25,8 +25,9 @@ use tokio_util::task::TaskTracker;
 use super::{MayRead, WatchedCamera};
 use crate::core::camera::Rendition;
 use crate::core::counters::{
-    CameraCounters, Count, Histogram, LinkCounters, MqttDrop, RenditionCounters, ViewerCounters,
+    CameraCounters, Count, Histogram, LinkCounters, MqttDrop, RelayCounters, RenditionCounters, ViewerCounters,
 };
+use crate::core::server_url::ServerTransport;
 use crate::core::signal::CloseReason;
 
 /// All figures of the daemon.
@@ -38,6 +39,7 @@ impl Metrics {
         cameras: Vec<WatchedCamera>,
         viewers: Arc<ViewerCounters>,
         links: Arc<LinkCounters>,
+        relay: Arc<RelayCounters>,
         tasks: TaskTracker,
     ) -> Self {
         let mut registry = Registry::with_prefix("edgecam");
@@ -45,6 +47,7 @@ impl Metrics {
         registry.register_collector(Box::new(Cameras(cameras)));
         registry.register_collector(Box::new(Viewers(viewers)));
         registry.register_collector(Box::new(Links(links)));
+        registry.register_collector(Box::new(Relay(relay)));
         registry.register_collector(Box::new(Tasks(tasks)));
         Self(Arc::new(registry))
     }
@@ -256,6 +259,37 @@ impl Collector for Links {
 }
 
 #[derive(Debug)]
+struct Relay(Arc<RelayCounters>);
+
+impl Relay {
+    const COUNTED: [Counted<RelayCounters>; 5] = [
+        ("relay_allocations", "Allocations that TURN servers gave the camera", |r| &r.allocations),
+        ("relay_allocation_failures", "Tries without an allocation, and allocations lost", |r| &r.allocation_failures),
+        ("relay_sent_bytes", "What went to viewers through the relay", |r| &r.bytes_sent),
+        ("relay_received_bytes", "What came from viewers through the relay", |r| &r.bytes_received),
+        ("relay_packets_dropped", "Packets for viewers that the relay did not take", |r| &r.packets_dropped),
+    ];
+}
+
+impl Collector for Relay {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        for (name, help, count) in Self::COUNTED {
+            let counter = ConstCounter::new(count(&self.0).get());
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        let help = "STUN servers that answer the camera";
+        let gauge = ConstGauge::new(level(&self.0.stun_answering));
+        gauge.encode(encoder.encode_descriptor("stun_servers_answering", help, None, MetricType::Gauge)?)?;
+        let help = "1 for the way to the TURN server that relays for the camera";
+        let mut family = encoder.encode_descriptor("relay_allocated", help, None, MetricType::Gauge)?;
+        for (transport, count) in ServerTransport::ALL.iter().zip(&self.0.allocated) {
+            ConstGauge::new(level(count)).encode(family.encode_family(&[("transport", transport.slug())])?)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
 struct Tasks(TaskTracker);
 
 impl Collector for Tasks {
@@ -412,6 +446,6 @@ mod tests {
         links.mqtt.dropped(MqttDrop::Retained);
         links.mqtt.dropped(MqttDrop::Retained);
         links.connections.set(1);
-        Metrics::new(vec![camera], Arc::new(viewers), Arc::new(links), TaskTracker::new())
+        Metrics::new(vec![camera], Arc::new(viewers), Arc::new(links), Arc::default(), TaskTracker::new())
     }
 }
