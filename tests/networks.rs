@@ -6,6 +6,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use support::model::{Model, ModelSettings, percentile};
 use support::network::{Bursts, Link, LinkSettings, Profile, Queue, Step};
 
@@ -55,7 +57,7 @@ fn steady(settings: LinkSettings, seed: u64) -> Model {
 
 #[test]
 fn a_link_that_falls_from_10_to_1_mbit_has_moving_pictures_again_within_two_seconds() {
-    for seed in seeds(40) {
+    for seed in seeds(15) {
         let (mut model, change) = step(at_rate(10_000.0), at_rate(1000.0), seed);
         model.run_for(20 * S);
         let fps = model.fps(change + 2 * S, change + 7 * S);
@@ -70,7 +72,7 @@ fn a_link_that_falls_from_10_to_1_mbit_has_moving_pictures_again_within_two_seco
 
 #[test]
 fn a_link_that_grows_from_1_to_10_mbit_is_used_within_ten_seconds() {
-    for seed in seeds(40) {
+    for seed in seeds(15) {
         let (mut model, change) = step(at_rate(1000.0), at_rate(10_000.0), seed);
         while model.target_kbps() < 2250 {
             model.run_for(100 * MS);
@@ -82,7 +84,7 @@ fn a_link_that_grows_from_1_to_10_mbit_is_used_within_ten_seconds() {
 
 #[test]
 fn a_steady_link_of_1500_kbit_is_used_without_a_queue() {
-    for seed in seeds(30) {
+    for seed in seeds(8) {
         let mut model = steady(at_rate(1500.0), seed);
         model.run_for(60 * S);
         let from = model.started + 5 * S;
@@ -99,7 +101,7 @@ fn a_steady_link_of_1500_kbit_is_used_without_a_queue() {
 #[test]
 fn links_of_any_rate_are_used_without_a_queue() {
     for (kbps, least) in [(300.0, 0.7), (600.0, 0.8), (1000.0, 0.85), (2000.0, 0.85)] {
-        for seed in seeds(5) {
+        for seed in seeds(2) {
             let mut model = steady(at_rate(kbps), seed);
             model.run_for(60 * S);
             let from = model.started + 10 * S;
@@ -115,11 +117,35 @@ fn links_of_any_rate_are_used_without_a_queue() {
 }
 
 #[test]
+fn a_shaper_that_lets_bursts_pass_does_not_fool_the_probes() {
+    for (kbps, bucket) in [(1000.0, 5_000), (1000.0, 16_000), (1000.0, 32_000), (1500.0, 64_000)] {
+        for seed in seeds(2) {
+            let mut model = steady(LinkSettings { bucket, ..at_rate(kbps) }, seed);
+            model.run_for(60 * S);
+            let from = model.started + 10 * S;
+            let above = longest_above(&model, 1.2);
+            let used = model.carried_kbps(from, model.now) / kbps;
+            let fps = model.fps(from, model.now);
+            let waits = model.queue_delays(from);
+            let wait = percentile(&waits, 0.95);
+            say!(
+                "bucket {bucket} {seed}: {used:.2} used, {fps:.1} fps, above for {above:?}, waits {wait:?} {:?}, probed {}",
+                waits.last(),
+                model.bytes_probed
+            );
+            assert!(used >= 0.8, "{bucket}, seed {seed}: {used} used");
+            assert!(fps >= 27.0, "{bucket}, seed {seed}: {fps} pictures a second");
+            assert!(wait < 150 * MS, "{bucket}, seed {seed}: packets wait {wait:?}");
+        }
+    }
+}
+
+#[test]
 fn loss_by_chance_does_not_lower_the_rate() {
     let random = LinkSettings { loss: 0.05, ..at_rate(10_000.0) };
     let bursty = LinkSettings { bursts: Some(Bursts { mean: 0.02, length: 8.0 }), ..at_rate(10_000.0) };
     for (name, settings) in [("random", random), ("bursty", bursty)] {
-        for seed in seeds(20) {
+        for seed in seeds(6) {
             let mut model = steady(settings, seed);
             model.run_for(60 * S);
             let from = model.started + 5 * S;
@@ -136,7 +162,7 @@ fn loss_by_chance_does_not_lower_the_rate() {
 
 #[test]
 fn loss_by_a_policer_that_has_no_queue_does_lower_it() {
-    for seed in seeds(10) {
+    for seed in seeds(4) {
         let policer = LinkSettings { queue: Queue::Bytes(6000), ..at_rate(1000.0) };
         let mut model = steady(policer, seed);
         model.run_for(60 * S);
@@ -150,7 +176,7 @@ fn loss_by_a_policer_that_has_no_queue_does_lower_it() {
 
 #[test]
 fn a_quiet_scene_neither_raises_the_estimate_nor_lowers_it() {
-    for seed in seeds(20) {
+    for seed in seeds(8) {
         let mut model = steady(at_rate(2000.0), seed);
         model.run_for(20 * S);
         let before = model.congestion.estimate().kbps();
@@ -169,7 +195,7 @@ fn a_quiet_scene_neither_raises_the_estimate_nor_lowers_it() {
 
 #[test]
 fn on_a_radio_with_pauses_the_rate_stays_up() {
-    for seed in seeds(10) {
+    for seed in seeds(4) {
         let mut model = model(&Profile::GoodWifi.steps(60 * S, seed), seed);
         model.run_for(60 * S);
         let from = model.started + 5 * S;
@@ -183,7 +209,7 @@ fn on_a_radio_with_pauses_the_rate_stays_up() {
 #[test]
 fn a_link_that_was_dead_for_a_while_is_used_again_soon() {
     for (dead, within) in [(600 * MS, S), (3 * S, 3 * S), (10 * S, 4 * S)] {
-        for seed in seeds(10) {
+        for seed in seeds(4) {
             let good = at_rate(4000.0);
             let cut = LinkSettings { cut: true, ..good };
             let steps = [(Duration::ZERO, good), (15 * S, cut), (15 * S + dead, good)];
@@ -204,7 +230,7 @@ fn a_link_that_was_dead_for_a_while_is_used_again_soon() {
 #[test]
 fn on_any_network_the_estimate_follows_it_and_comes_back() {
     for profile in Profile::ALL {
-        for seed in seeds(12) {
+        for seed in seeds(8) {
             let length = 40 * S;
             let mut steps = profile.steps(length, seed);
             steps.push(Step { after: length, settings: at_rate(10_000.0) });
@@ -232,6 +258,52 @@ fn on_any_network_the_estimate_follows_it_and_comes_back() {
             );
             assert!(above < 3 * S, "{} {seed}: above it for {above:?}", profile.name());
         }
+    }
+}
+
+#[test]
+fn on_any_steady_link_pictures_move() {
+    for seed in seeds(25) {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let kbps = 400.0 * 25_f64.powf(random.random_range(0.0..1.0));
+        let settings = LinkSettings {
+            delay: MS * random.random_range(1..200),
+            jitter: MS * random.random_range(0..30),
+            in_order: random.random_bool(0.5),
+            loss: random.random_range(0.0..0.04),
+            rate: Some(kbps * 1000.0),
+            bucket: random.random_range(0..5000),
+            queue: Queue::Time(MS * random.random_range(50..1000)),
+            ..LinkSettings::default()
+        };
+        let mut model = steady(settings, seed);
+        model.run_for(60 * S);
+        let from = model.started + 10 * S;
+        let fps = model.fps(from, model.now);
+        let used = model.carried_kbps(from, model.now) / kbps.min(2500.0);
+        let above = longest_above(&model, 1.2);
+        let wait = percentile(&model.queue_delays(from), 0.95);
+        say!(
+            "any {seed}: {used:.2} used, {fps:.1} fps, above for {above:?}, waits {wait:?}, freezes {}; {settings:?}",
+            model.freezes(from, S)
+        );
+        assert!(used >= 0.7, "seed {seed}: {used} used of {settings:?}");
+        assert!(fps >= 26.0, "seed {seed}: {fps} pictures a second on {settings:?}");
+        assert!(above < 2 * S, "seed {seed}: above for {above:?} on {settings:?}");
+        assert!(wait < 200 * MS, "seed {seed}: packets wait {wait:?} on {settings:?}");
+    }
+}
+
+#[test]
+fn a_way_that_becomes_longer_is_not_taken_for_a_queue_for_long() {
+    for seed in seeds(5) {
+        let near = LinkSettings { jitter: 3 * MS, ..at_rate(4000.0) };
+        let far = LinkSettings { delay: near.delay + 120 * MS, ..near };
+        let (mut model, change) = step(near, far, seed);
+        model.run_for(8 * S);
+        let estimate = model.mean_estimate(change + 6 * S, model.now);
+        say!("longer {seed}: {estimate:.0} kbit/s");
+        assert!(estimate >= 2300.0, "seed {seed}: {estimate} kbit/s");
     }
 }
 

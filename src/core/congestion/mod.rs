@@ -337,7 +337,10 @@ impl Congestion {
             self.trend.accept_delay();
         }
         self.rate.set(self.within(self.rate.estimate()));
-        if signs.usage == Usage::Over || self.rate.is_draining() {
+        if signs.usage == Usage::Over {
+            self.probes.handle_overload(now);
+        }
+        if self.rate.is_draining() {
             self.probes.hold_until(now + CALM);
         }
     }
@@ -398,15 +401,15 @@ impl Congestion {
     }
 
     fn may_probe(&self) -> bool {
-        self.outage.is_none()
-            && self.basis != Basis::Reports
-            && self.basis != Basis::Remb
-            && self.rate.estimate() < bits(self.wanted) * 0.98
+        // Before the first feedback one may be made, of the first pictures; after that only by what it says.
+        let is_answered = self.basis == Basis::Feedback || self.basis == Basis::Nothing && self.probes.is_fresh();
+        is_answered && self.outage.is_none() && self.rate.estimate() < bits(self.wanted) * 0.98
     }
 
     fn silence_ends_at(&self) -> Option<Instant> {
         let since = self.outage.map(|outage| outage.backed_off_at).or(self.unanswered_since)?;
-        let is_sending = self.sent_at.is_some_and(|at| at > since);
+        // Where sending stopped, nothing can be said about it.
+        let is_sending = self.sent_at.is_some_and(|at| at > since + SILENCE / 2);
         let usual = self.round_trip.unwrap_or_default().min(SILENCE);
         (self.basis == Basis::Feedback && is_sending).then_some(since + SILENCE + usual)
     }
@@ -437,3 +440,7 @@ fn bits(rate: Bitrate) -> f64 {
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX).min(i64::MAX / 4)
 }
+
+#[cfg(test)]
+#[path = "congestion_test.rs"]
+mod congestion_test;
