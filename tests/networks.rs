@@ -6,6 +6,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use edgecam::core::access_unit::Bitrate;
+use edgecam::core::congestion::pacer::Pacer;
+use edgecam::core::congestion::{Arrival, Congestion, CongestionSettings};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use support::model::{Model, ModelSettings, percentile};
@@ -22,6 +25,7 @@ macro_rules! say {
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
+const US: Duration = Duration::from_micros(1);
 
 fn at_rate(kbps: f64) -> LinkSettings {
     LinkSettings {
@@ -135,7 +139,7 @@ fn a_shaper_that_lets_bursts_pass_does_not_fool_the_probes() {
             );
             assert!(used >= 0.8, "{bucket}, seed {seed}: {used} used");
             assert!(fps >= 27.0, "{bucket}, seed {seed}: {fps} pictures a second");
-            assert!(wait < 150 * MS, "{bucket}, seed {seed}: packets wait {wait:?}");
+            assert!(wait < 200 * MS, "{bucket}, seed {seed}: packets wait {wait:?}");
         }
     }
 }
@@ -329,4 +333,47 @@ fn longest_above(model: &Model, part: f64) -> Duration {
 fn seeds(count: u64) -> std::ops::Range<u64> {
     let times = std::env::var("NETWORK_SEEDS").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     0..count * times
+}
+
+/// What estimator and pacer cost: `cargo test --release --test networks cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures; says something only in a release build on a quiet machine"]
+fn what_a_packet_costs() {
+    const VIEWERS: usize = 1000;
+    const SECONDS: u32 = 20;
+    let start = Instant::now();
+    let settings = CongestionSettings {
+        start: Bitrate::from_kbps(1000),
+        least: Bitrate::from_kbps(150),
+        most: Bitrate::from_kbps(5000),
+    };
+    let mut viewers: Vec<_> = (0..VIEWERS).map(|_| (Congestion::new(settings, start), Pacer::new(start))).collect();
+    let mut told = Vec::new();
+    let mut number = 0;
+    // Thirty pictures a second of eight packets; feedback every other picture.
+    for picture in 0..SECONDS * 30 {
+        let now = start + Duration::from_nanos(33_333_333) * picture;
+        for (congestion, pacer) in &mut viewers {
+            for packet in number..number + 8 {
+                std::hint::black_box(pacer.may_send(now));
+                pacer.handle_sent(1200, now);
+                congestion.handle_sent(packet, 1200, None, now);
+            }
+        }
+        told.extend(
+            (number..number + 8)
+                .map(|number| Arrival { number, at: Some(now - start + 20 * MS + 300 * US * (number % 8) as u32) }),
+        );
+        number += 8;
+        if picture % 2 == 1 {
+            for (congestion, pacer) in &mut viewers {
+                congestion.handle_feedback(&told, now + 30 * MS);
+                pacer.set_rate(congestion.pacing_rate());
+                std::hint::black_box(congestion.poll_timeout());
+            }
+            told.clear();
+        }
+    }
+    let packets = VIEWERS as u64 * number;
+    eprintln!("{:.1} ns a packet of {packets}", start.elapsed().as_nanos() as f64 / packets as f64);
 }

@@ -12,7 +12,7 @@ const LENGTH: Duration = Duration::from_millis(40);
 const LONGEST: Duration = Duration::from_millis(160);
 /// Too much so soon after a probe: the probe was wrong.
 const ANSWERABLE_FOR: Duration = Duration::from_secs(2);
-const AFTER_A_LIE: Duration = Duration::from_secs(8);
+const AFTER_A_LIE: Duration = Duration::from_secs(6);
 const LEAST_BYTES: usize = 5 * 1200;
 /// The first goes to three times the start, the next to twice what it showed: libwebrtc's three and six.
 const FIRST_FACTOR: f64 = 3.0;
@@ -287,7 +287,7 @@ mod tests {
         let probe = probes.poll(MBIT, 10.0 * MBIT, now).unwrap();
         run(&mut probes, probe, 100.0 * MBIT, MBIT, now);
         probes.handle_overload(now + 500 * MS);
-        assert_eq!(probes.poll(MBIT, 10.0 * MBIT, now + 5000 * MS), None);
+        assert_eq!(probes.poll(MBIT, 10.0 * MBIT, now + 4000 * MS), None);
         let next = probes.poll(MBIT, 10.0 * MBIT, now + 9000 * MS).unwrap();
         let length = |probe: Probe| probe.bytes as f64 * 8.0 / probe.rate.bits_per_second() as f64;
         assert!(length(next) > 1.9 * length(probe));
