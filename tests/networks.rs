@@ -166,15 +166,15 @@ fn loss_by_chance_does_not_lower_the_rate() {
 
 #[test]
 fn loss_by_a_policer_that_has_no_queue_does_lower_it() {
-    for seed in seeds(4) {
-        let policer = LinkSettings { queue: Queue::Bytes(6000), ..at_rate(1000.0) };
-        let mut model = steady(policer, seed);
-        model.run_for(60 * S);
-        let estimate = model.mean_estimate(model.started + 10 * S, model.now);
-        let fps = model.fps(model.started + 10 * S, model.now);
+    for seed in seeds(8) {
+        let policer = LinkSettings { queue: Queue::Bytes(2500), ..at_rate(1000.0) };
+        let (mut model, change) = step(at_rate(10_000.0), policer, seed);
+        model.run_for(30 * S);
+        let estimate = model.mean_estimate(change + 5 * S, model.now);
+        let fps = model.fps(change + 5 * S, model.now);
         say!("policer {seed}: {estimate:.0} kbit/s, {fps:.1} fps, loss {}", model.congestion.loss());
-        assert!((600.0..1150.0).contains(&estimate), "seed {seed}: {estimate} kbit/s");
-        assert!(fps >= 24.0, "seed {seed}: {fps} pictures a second");
+        assert!((600.0..1200.0).contains(&estimate), "seed {seed}: {estimate} kbit/s");
+        assert!(fps >= 20.0, "seed {seed}: {fps} pictures a second");
     }
 }
 
