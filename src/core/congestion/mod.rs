@@ -173,7 +173,7 @@ impl Congestion {
 
     /// One feedback packet, in the order of its numbers.
     pub fn handle_feedback(&mut self, arrivals: &[Arrival], now: Instant) {
-        (self.basis, self.seen_at) = (Basis::Feedback, now);
+        self.seen_at = now;
         let (mut arrived, mut lost, mut late) = (0, 0, 0);
         for &Arrival { number, at } in arrivals {
             let Some(news) = self.history.answer(number, at.is_some()) else { continue };
@@ -204,6 +204,7 @@ impl Congestion {
         if arrived + lost + late == 0 {
             return;
         }
+        self.basis = Basis::Feedback;
         let is_all_answered = self.newest_arrived.is_some_and(|newest| newest.saturating_add(1) >= self.history.next());
         self.unanswered_since = (!is_all_answered).then_some(now);
         if let Some(outage) = self.outage.take() {
@@ -245,7 +246,6 @@ impl Congestion {
         self.judge_report(lost, passed, now);
     }
 
-    /// The path is another one from here on.
     /// The path is another one from here on. What is said of packets that took the old one is not heard.
     pub fn handle_new_path(&mut self, now: Instant) {
         let mut new = Self { wanted: self.wanted, started: self.started, ..Self::new(self.settings, now) };
@@ -264,12 +264,12 @@ impl Congestion {
         self.rate.set(self.within(self.rate.estimate() * BACKED_OFF));
     }
 
+    /// When to call `handle_timeout`. Probes have no time of their own: they are begun with the next packets.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let probe = self.may_probe().then(|| self.probes.poll_timeout());
-        self.silence_ends_at().into_iter().chain(probe).min()
+        self.silence_ends_at()
     }
 
-    /// A probe to begin now.
+    /// A probe to begin now; to be asked whenever packets are to leave.
     pub fn poll_probe(&mut self, now: Instant) -> Option<Probe> {
         if !self.may_probe() {
             return None;

@@ -119,10 +119,6 @@ impl Probes {
         self.next_id == 1
     }
 
-    pub(super) fn poll_timeout(&self) -> Instant {
-        self.running.map_or(self.next_at, |running| running.give_up_at)
-    }
-
     /// One to begin now, for a link thought to carry `estimate` of which `wanted` is of use.
     pub(super) fn poll(&mut self, estimate: f64, wanted: f64, now: Instant) -> Option<Probe> {
         match self.running {
