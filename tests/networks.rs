@@ -6,6 +6,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use edgecam::core::access_unit::Bitrate;
+use edgecam::core::congestion::pacer::Pacer;
+use edgecam::core::congestion::{Arrival, Congestion, CongestionSettings};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use support::model::{Model, ModelSettings, percentile};
 use support::network::{Bursts, Link, LinkSettings, Profile, Queue, Step};
 
@@ -20,6 +25,7 @@ macro_rules! say {
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
+const US: Duration = Duration::from_micros(1);
 
 fn at_rate(kbps: f64) -> LinkSettings {
     LinkSettings {
@@ -55,7 +61,7 @@ fn steady(settings: LinkSettings, seed: u64) -> Model {
 
 #[test]
 fn a_link_that_falls_from_10_to_1_mbit_has_moving_pictures_again_within_two_seconds() {
-    for seed in seeds(40) {
+    for seed in seeds(15) {
         let (mut model, change) = step(at_rate(10_000.0), at_rate(1000.0), seed);
         model.run_for(20 * S);
         let fps = model.fps(change + 2 * S, change + 7 * S);
@@ -70,7 +76,7 @@ fn a_link_that_falls_from_10_to_1_mbit_has_moving_pictures_again_within_two_seco
 
 #[test]
 fn a_link_that_grows_from_1_to_10_mbit_is_used_within_ten_seconds() {
-    for seed in seeds(40) {
+    for seed in seeds(15) {
         let (mut model, change) = step(at_rate(1000.0), at_rate(10_000.0), seed);
         while model.target_kbps() < 2250 {
             model.run_for(100 * MS);
@@ -82,7 +88,7 @@ fn a_link_that_grows_from_1_to_10_mbit_is_used_within_ten_seconds() {
 
 #[test]
 fn a_steady_link_of_1500_kbit_is_used_without_a_queue() {
-    for seed in seeds(30) {
+    for seed in seeds(8) {
         let mut model = steady(at_rate(1500.0), seed);
         model.run_for(60 * S);
         let from = model.started + 5 * S;
@@ -99,7 +105,7 @@ fn a_steady_link_of_1500_kbit_is_used_without_a_queue() {
 #[test]
 fn links_of_any_rate_are_used_without_a_queue() {
     for (kbps, least) in [(300.0, 0.7), (600.0, 0.8), (1000.0, 0.85), (2000.0, 0.85)] {
-        for seed in seeds(5) {
+        for seed in seeds(2) {
             let mut model = steady(at_rate(kbps), seed);
             model.run_for(60 * S);
             let from = model.started + 10 * S;
@@ -115,11 +121,35 @@ fn links_of_any_rate_are_used_without_a_queue() {
 }
 
 #[test]
+fn a_shaper_that_lets_bursts_pass_does_not_fool_the_probes() {
+    for (kbps, bucket) in [(1000.0, 5_000), (1000.0, 16_000), (1000.0, 32_000), (1500.0, 64_000)] {
+        for seed in seeds(2) {
+            let mut model = steady(LinkSettings { bucket, ..at_rate(kbps) }, seed);
+            model.run_for(60 * S);
+            let from = model.started + 10 * S;
+            let above = longest_above(&model, 1.2);
+            let used = model.carried_kbps(from, model.now) / kbps;
+            let fps = model.fps(from, model.now);
+            let waits = model.queue_delays(from);
+            let wait = percentile(&waits, 0.95);
+            say!(
+                "bucket {bucket} {seed}: {used:.2} used, {fps:.1} fps, above for {above:?}, waits {wait:?} {:?}, probed {}",
+                waits.last(),
+                model.bytes_probed
+            );
+            assert!(used >= 0.8, "{bucket}, seed {seed}: {used} used");
+            assert!(fps >= 27.0, "{bucket}, seed {seed}: {fps} pictures a second");
+            assert!(wait < 200 * MS, "{bucket}, seed {seed}: packets wait {wait:?}");
+        }
+    }
+}
+
+#[test]
 fn loss_by_chance_does_not_lower_the_rate() {
     let random = LinkSettings { loss: 0.05, ..at_rate(10_000.0) };
     let bursty = LinkSettings { bursts: Some(Bursts { mean: 0.02, length: 8.0 }), ..at_rate(10_000.0) };
     for (name, settings) in [("random", random), ("bursty", bursty)] {
-        for seed in seeds(20) {
+        for seed in seeds(6) {
             let mut model = steady(settings, seed);
             model.run_for(60 * S);
             let from = model.started + 5 * S;
@@ -136,21 +166,21 @@ fn loss_by_chance_does_not_lower_the_rate() {
 
 #[test]
 fn loss_by_a_policer_that_has_no_queue_does_lower_it() {
-    for seed in seeds(10) {
-        let policer = LinkSettings { queue: Queue::Bytes(6000), ..at_rate(1000.0) };
-        let mut model = steady(policer, seed);
-        model.run_for(60 * S);
-        let estimate = model.mean_estimate(model.started + 10 * S, model.now);
-        let fps = model.fps(model.started + 10 * S, model.now);
+    for seed in seeds(8) {
+        let policer = LinkSettings { queue: Queue::Bytes(2500), ..at_rate(1000.0) };
+        let (mut model, change) = step(at_rate(10_000.0), policer, seed);
+        model.run_for(30 * S);
+        let estimate = model.mean_estimate(change + 5 * S, model.now);
+        let fps = model.fps(change + 5 * S, model.now);
         say!("policer {seed}: {estimate:.0} kbit/s, {fps:.1} fps, loss {}", model.congestion.loss());
-        assert!((600.0..1150.0).contains(&estimate), "seed {seed}: {estimate} kbit/s");
-        assert!(fps >= 24.0, "seed {seed}: {fps} pictures a second");
+        assert!((600.0..1200.0).contains(&estimate), "seed {seed}: {estimate} kbit/s");
+        assert!(fps >= 20.0, "seed {seed}: {fps} pictures a second");
     }
 }
 
 #[test]
 fn a_quiet_scene_neither_raises_the_estimate_nor_lowers_it() {
-    for seed in seeds(20) {
+    for seed in seeds(8) {
         let mut model = steady(at_rate(2000.0), seed);
         model.run_for(20 * S);
         let before = model.congestion.estimate().kbps();
@@ -169,7 +199,7 @@ fn a_quiet_scene_neither_raises_the_estimate_nor_lowers_it() {
 
 #[test]
 fn on_a_radio_with_pauses_the_rate_stays_up() {
-    for seed in seeds(10) {
+    for seed in seeds(4) {
         let mut model = model(&Profile::GoodWifi.steps(60 * S, seed), seed);
         model.run_for(60 * S);
         let from = model.started + 5 * S;
@@ -183,7 +213,7 @@ fn on_a_radio_with_pauses_the_rate_stays_up() {
 #[test]
 fn a_link_that_was_dead_for_a_while_is_used_again_soon() {
     for (dead, within) in [(600 * MS, S), (3 * S, 3 * S), (10 * S, 4 * S)] {
-        for seed in seeds(10) {
+        for seed in seeds(4) {
             let good = at_rate(4000.0);
             let cut = LinkSettings { cut: true, ..good };
             let steps = [(Duration::ZERO, good), (15 * S, cut), (15 * S + dead, good)];
@@ -204,7 +234,7 @@ fn a_link_that_was_dead_for_a_while_is_used_again_soon() {
 #[test]
 fn on_any_network_the_estimate_follows_it_and_comes_back() {
     for profile in Profile::ALL {
-        for seed in seeds(12) {
+        for seed in seeds(8) {
             let length = 40 * S;
             let mut steps = profile.steps(length, seed);
             steps.push(Step { after: length, settings: at_rate(10_000.0) });
@@ -235,6 +265,52 @@ fn on_any_network_the_estimate_follows_it_and_comes_back() {
     }
 }
 
+#[test]
+fn on_any_steady_link_pictures_move() {
+    for seed in seeds(25) {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let kbps = 400.0 * 25_f64.powf(random.random_range(0.0..1.0));
+        let settings = LinkSettings {
+            delay: MS * random.random_range(1..200),
+            jitter: MS * random.random_range(0..30),
+            in_order: random.random_bool(0.5),
+            loss: random.random_range(0.0..0.04),
+            rate: Some(kbps * 1000.0),
+            bucket: random.random_range(0..5000),
+            queue: Queue::Time(MS * random.random_range(50..1000)),
+            ..LinkSettings::default()
+        };
+        let mut model = steady(settings, seed);
+        model.run_for(60 * S);
+        let from = model.started + 10 * S;
+        let fps = model.fps(from, model.now);
+        let used = model.carried_kbps(from, model.now) / kbps.min(2500.0);
+        let above = longest_above(&model, 1.2);
+        let wait = percentile(&model.queue_delays(from), 0.95);
+        say!(
+            "any {seed}: {used:.2} used, {fps:.1} fps, above for {above:?}, waits {wait:?}, freezes {}; {settings:?}",
+            model.freezes(from, S)
+        );
+        assert!(used >= 0.7, "seed {seed}: {used} used of {settings:?}");
+        assert!(fps >= 26.0, "seed {seed}: {fps} pictures a second on {settings:?}");
+        assert!(above < 2 * S, "seed {seed}: above for {above:?} on {settings:?}");
+        assert!(wait < 200 * MS, "seed {seed}: packets wait {wait:?} on {settings:?}");
+    }
+}
+
+#[test]
+fn a_way_that_becomes_longer_is_not_taken_for_a_queue_for_long() {
+    for seed in seeds(5) {
+        let near = LinkSettings { jitter: 3 * MS, ..at_rate(4000.0) };
+        let far = LinkSettings { delay: near.delay + 120 * MS, ..near };
+        let (mut model, change) = step(near, far, seed);
+        model.run_for(8 * S);
+        let estimate = model.mean_estimate(change + 6 * S, model.now);
+        say!("longer {seed}: {estimate:.0} kbit/s");
+        assert!(estimate >= 2300.0, "seed {seed}: {estimate} kbit/s");
+    }
+}
+
 fn mean_capacity(model: &Model) -> f64 {
     let capacities: Vec<f64> = model.moments.iter().filter_map(|moment| moment.capacity_kbps).collect();
     capacities.iter().map(|kbps| kbps.min(2777.0)).sum::<f64>() / capacities.len() as f64
@@ -257,4 +333,47 @@ fn longest_above(model: &Model, part: f64) -> Duration {
 fn seeds(count: u64) -> std::ops::Range<u64> {
     let times = std::env::var("NETWORK_SEEDS").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     0..count * times
+}
+
+/// What estimator and pacer cost: `cargo test --release --test networks cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures; says something only in a release build on a quiet machine"]
+fn what_a_packet_costs() {
+    const VIEWERS: usize = 1000;
+    const SECONDS: u32 = 20;
+    let start = Instant::now();
+    let settings = CongestionSettings {
+        start: Bitrate::from_kbps(1000),
+        least: Bitrate::from_kbps(150),
+        most: Bitrate::from_kbps(5000),
+    };
+    let mut viewers: Vec<_> = (0..VIEWERS).map(|_| (Congestion::new(settings, start), Pacer::new(start))).collect();
+    let mut told = Vec::new();
+    let mut number = 0;
+    // Thirty pictures a second of eight packets; feedback every other picture.
+    for picture in 0..SECONDS * 30 {
+        let now = start + Duration::from_nanos(33_333_333) * picture;
+        for (congestion, pacer) in &mut viewers {
+            for packet in number..number + 8 {
+                std::hint::black_box(pacer.may_send(now));
+                pacer.handle_sent(1200, now);
+                congestion.handle_sent(packet, 1200, None, now);
+            }
+        }
+        told.extend(
+            (number..number + 8)
+                .map(|number| Arrival { number, at: Some(now - start + 20 * MS + 300 * US * (number % 8) as u32) }),
+        );
+        number += 8;
+        if picture % 2 == 1 {
+            for (congestion, pacer) in &mut viewers {
+                congestion.handle_feedback(&told, now + 30 * MS);
+                pacer.set_rate(congestion.pacing_rate());
+                std::hint::black_box(congestion.poll_timeout());
+            }
+            told.clear();
+        }
+    }
+    let packets = VIEWERS as u64 * number;
+    eprintln!("{:.1} ns a packet of {packets}", start.elapsed().as_nanos() as f64 / packets as f64);
 }

@@ -82,6 +82,8 @@ pub struct Renditions {
 struct Level {
     bitrate: Bitrate,
     changed_at: Option<Instant>,
+    /// More is due as soon as the last change has rested.
+    is_held: bool,
 }
 
 /// One viewer's place.
@@ -100,7 +102,7 @@ struct Seat {
 
 impl Renditions {
     pub fn new(settings: RenditionsSettings) -> Self {
-        let level = |bitrate| Level { bitrate, changed_at: None };
+        let level = |bitrate| Level { bitrate, changed_at: None, is_held: false };
         Self {
             settings,
             viewers: BTreeMap::new(),
@@ -194,7 +196,8 @@ impl Renditions {
         self.high.follow(slowest.unwrap_or(limits.most), limits, now);
         let low = self.decide_low(now);
         let lingers = low.is_some() && !self.viewers.values().any(|seat| seat.rendition == Rendition::Low);
-        self.is_open = lingers || self.viewers.values().any(Seat::is_about_to_move);
+        let is_held = self.high.is_held || low.is_some() && self.low.is_held;
+        self.is_open = lingers || is_held || self.viewers.values().any(Seat::is_about_to_move);
         Decision { high: self.high.bitrate, low, moves }
     }
 
@@ -208,7 +211,7 @@ impl Renditions {
             let rate =
                 least_usable(seats().filter(keeps_up)).unwrap_or(if is_known { limits.least } else { limits.most });
             if is_new {
-                self.low = Level { bitrate: stepped(rate, limits), changed_at: Some(now) };
+                self.low = Level { bitrate: stepped(rate, limits), changed_at: Some(now), is_held: false };
             } else {
                 self.low.follow(rate, limits, now);
             }
@@ -320,8 +323,11 @@ impl Level {
         let wanted = stepped(rate, limits);
         let is_rested = self.changed_at.is_none_or(|at| now.saturating_duration_since(at) >= RAISE_AFTER);
         let is_worth_it = wanted >= scaled(self.bitrate, 1.0 + LEAST_RAISE) || wanted == limits.most;
-        if wanted < self.bitrate || (wanted > self.bitrate && is_rested && is_worth_it) {
-            *self = Self { bitrate: wanted, changed_at: Some(now) };
+        let is_raise = wanted > self.bitrate && is_worth_it;
+        if wanted < self.bitrate || (is_raise && is_rested) {
+            *self = Self { bitrate: wanted, changed_at: Some(now), is_held: false };
+        } else {
+            self.is_held = is_raise;
         }
     }
 }

@@ -182,6 +182,21 @@ fn a_viewer_who_asks_for_low_is_moved_at_once() {
 }
 
 #[test]
+fn a_rise_that_has_to_wait_for_the_last_one_is_made_without_another_word() {
+    let mut rig = Rig::with(&[(1, 1000)]);
+    rig.run_for(2 * S);
+    for estimate in [1500, 2800] {
+        rig.estimate(1, estimate);
+        rig.run_for(100 * MS);
+    }
+    assert!(rig.high() < 2000);
+    while let Some(due) = rig.renditions.poll_timeout() {
+        rig.decision = rig.renditions.decide(due);
+    }
+    assert_eq!(rig.high(), 2500);
+}
+
+#[test]
 fn rates_fall_at_once_and_rise_in_their_time() {
     let mut rig = Rig::with(&[(1, 2000)]);
     rig.run_for(S);

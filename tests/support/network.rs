@@ -19,6 +19,8 @@ pub struct LinkSettings {
     pub bursts: Option<Bursts>,
     /// Bits a second; `None`: as fast as can be.
     pub rate: Option<f64>,
+    /// What a rest saves, in bytes: so many pass as fast as can be before the rate is felt (a token bucket, as shapers are).
+    pub bucket: usize,
     /// What waits for the bottleneck.
     pub queue: Queue,
     /// Nothing gets through any more.
@@ -106,8 +108,10 @@ impl Link {
             return None;
         }
         let mut at = now;
-        if rate.is_some() {
-            let start = self.free_at.map_or(now, |free| free.max(now));
+        if let Some(rate) = rate {
+            let saved = Duration::from_secs_f64(self.settings.bucket as f64 * 8.0 / rate);
+            let free_at = self.free_at.map_or(now - saved, |free| free.max(now - saved));
+            let start = free_at.max(now);
             let is_dropped = match self.settings.queue {
                 Queue::Time(most) => start - now > most,
                 Queue::Bytes(most) => self.bits_between(now, start) / 8.0 > most as f64,
@@ -116,8 +120,9 @@ impl Link {
             if is_dropped {
                 return None;
             }
-            at = self.end_of((bytes + HEADERS) as f64 * 8.0, start);
-            self.free_at = Some(at);
+            let end = self.end_of((bytes + HEADERS) as f64 * 8.0, free_at);
+            self.free_at = Some(end);
+            at = end.max(now);
         }
         at += delay + jitter.mul_f64(self.random.random_range(0.0..1.0));
         if in_order {

@@ -57,7 +57,7 @@ impl History {
         self.packets.push_back(Sent { at, bytes, probe, fate: Fate::Unknown });
         while self.packets.len() > MOST_KEPT || self.packets.front().is_some_and(|oldest| at > oldest.at + KEPT) {
             self.packets.pop_front();
-            self.first += 1;
+            self.first = self.first.saturating_add(1);
         }
     }
 

@@ -113,9 +113,7 @@ impl Loss {
         }
         if self.last <= MENDED || self.last <= self.usual + UNUSUAL {
             self.bad_windows = 0;
-            if !saw_queue || self.last < self.usual {
-                self.usual += (self.last - self.usual) * if self.last < self.usual { 0.5 } else { 0.25 };
-            }
+            self.grow_used_to(saw_queue);
             return None;
         }
         if saw_queue {
@@ -129,6 +127,16 @@ impl Loss {
         self.bad_windows = 0;
         self.trial = Some(Trial { judged_from: now + SETTLE, loss: self.last });
         Some(Verdict::Try)
+    }
+
+    /// Down soon, up slowly, and not to what repeats do not mend: that takes a trial.
+    fn grow_used_to(&mut self, saw_queue: bool) {
+        let difference = self.last - self.usual;
+        if difference < 0.0 {
+            self.usual += difference * 0.5;
+        } else if !saw_queue && self.last <= MENDED {
+            self.usual += difference * 0.25;
+        }
     }
 
     fn judge_trial(&mut self, trial: Trial, now: Instant) -> Option<Verdict> {
@@ -145,5 +153,78 @@ impl Loss {
         self.rested_at = Some(now + self.rest);
         self.rest = (self.rest * 2).min(LONGEST_REST);
         Some(Verdict::Undo)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Feedback every 100 ms about 24 packets; the loss at the time is given.
+    fn verdicts(
+        loss: &mut Loss,
+        start: Instant,
+        seconds: u32,
+        mut lost: impl FnMut(u32, Option<Verdict>) -> f32,
+        sees_queue: bool,
+    ) -> Vec<(u32, Verdict)> {
+        let mut last = None;
+        let mut all = Vec::new();
+        let mut debt = 0.0;
+        for tick in 0..seconds * 10 {
+            debt += 24.0 * lost(tick, last);
+            let gone = debt as u32;
+            debt -= gone as f32;
+            if let Some(verdict) = loss.handle(24 - gone, gone, 0, sees_queue, start + 100 * MS * tick) {
+                all.push((tick, verdict));
+                last = Some(verdict);
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn loss_that_repeats_mend_is_let_be_and_becomes_usual() {
+        let (mut loss, now) = (Loss::default(), Instant::now());
+        assert_eq!(verdicts(&mut loss, now, 60, |_, _| 0.08, false), []);
+        assert!(loss.may_raise());
+        assert!((loss.fraction() - 0.08).abs() < 0.02);
+    }
+
+    #[test]
+    fn loss_with_a_queue_is_congestion() {
+        let (mut loss, now) = (Loss::default(), Instant::now());
+        let all = verdicts(&mut loss, now, 2, |_, _| 0.2, true);
+        assert_eq!(all[0].1, Verdict::Congested);
+    }
+
+    #[test]
+    fn without_a_queue_less_is_tried_and_kept_if_it_helps() {
+        let (mut loss, now) = (Loss::default(), Instant::now());
+        let policer = |_, last| if matches!(last, Some(Verdict::Try | Verdict::Keep)) { 0.0 } else { 0.3 };
+        let all: Vec<_> = verdicts(&mut loss, now, 30, policer, false).iter().map(|(_, verdict)| *verdict).collect();
+        assert_eq!(all, [Verdict::Try, Verdict::Keep]);
+    }
+
+    #[test]
+    fn what_does_not_help_is_undone_and_tried_ever_more_rarely() {
+        let (mut loss, now) = (Loss::default(), Instant::now());
+        // It becomes a little worse all the time, so that it never is the usual.
+        let all = verdicts(&mut loss, now, 100, |tick, _| 0.12 + tick as f32 * 0.0007, false);
+        let tries: Vec<_> = all.iter().filter(|(_, verdict)| *verdict == Verdict::Try).map(|(tick, _)| *tick).collect();
+        assert!(tries.len() >= 2, "{all:?}");
+        assert!(tries.windows(2).all(|pair| pair[1] - pair[0] >= 150), "{all:?}");
+        assert_eq!(all.iter().filter(|(_, verdict)| *verdict == Verdict::Undo).count(), tries.len());
+    }
+
+    #[test]
+    fn while_more_is_lost_than_usual_the_rate_is_not_raised() {
+        let (mut loss, now) = (Loss::default(), Instant::now());
+        verdicts(&mut loss, now, 5, |_, _| 0.01, false);
+        assert!(loss.may_raise());
+        verdicts(&mut loss, now + 5000 * MS, 1, |_, _| 0.09, false);
+        assert!(!loss.may_raise());
     }
 }

@@ -173,7 +173,7 @@ impl Congestion {
 
     /// One feedback packet, in the order of its numbers.
     pub fn handle_feedback(&mut self, arrivals: &[Arrival], now: Instant) {
-        (self.basis, self.seen_at) = (Basis::Feedback, now);
+        self.seen_at = now;
         let (mut arrived, mut lost, mut late) = (0, 0, 0);
         for &Arrival { number, at } in arrivals {
             let Some(news) = self.history.answer(number, at.is_some()) else { continue };
@@ -204,6 +204,7 @@ impl Congestion {
         if arrived + lost + late == 0 {
             return;
         }
+        self.basis = Basis::Feedback;
         let is_all_answered = self.newest_arrived.is_some_and(|newest| newest.saturating_add(1) >= self.history.next());
         self.unanswered_since = (!is_all_answered).then_some(now);
         if let Some(outage) = self.outage.take() {
@@ -245,7 +246,6 @@ impl Congestion {
         self.judge_report(lost, passed, now);
     }
 
-    /// The path is another one from here on.
     /// The path is another one from here on. What is said of packets that took the old one is not heard.
     pub fn handle_new_path(&mut self, now: Instant) {
         let mut new = Self { wanted: self.wanted, started: self.started, ..Self::new(self.settings, now) };
@@ -264,12 +264,12 @@ impl Congestion {
         self.rate.set(self.within(self.rate.estimate() * BACKED_OFF));
     }
 
+    /// When to call `handle_timeout`. Probes have no time of their own: they are begun with the next packets.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let probe = self.may_probe().then(|| self.probes.poll_timeout());
-        self.silence_ends_at().into_iter().chain(probe).min()
+        self.silence_ends_at()
     }
 
-    /// A probe to begin now.
+    /// A probe to begin now; to be asked whenever packets are to leave.
     pub fn poll_probe(&mut self, now: Instant) -> Option<Probe> {
         if !self.may_probe() {
             return None;
@@ -337,7 +337,10 @@ impl Congestion {
             self.trend.accept_delay();
         }
         self.rate.set(self.within(self.rate.estimate()));
-        if signs.usage == Usage::Over || self.rate.is_draining() {
+        if signs.usage == Usage::Over {
+            self.probes.handle_overload(now);
+        }
+        if self.rate.is_draining() {
             self.probes.hold_until(now + CALM);
         }
     }
@@ -398,15 +401,15 @@ impl Congestion {
     }
 
     fn may_probe(&self) -> bool {
-        self.outage.is_none()
-            && self.basis != Basis::Reports
-            && self.basis != Basis::Remb
-            && self.rate.estimate() < bits(self.wanted) * 0.98
+        // Before the first feedback one may be made, of the first pictures; after that only by what it says.
+        let is_answered = self.basis == Basis::Feedback || self.basis == Basis::Nothing && self.probes.is_fresh();
+        is_answered && self.outage.is_none() && self.rate.estimate() < bits(self.wanted) * 0.98
     }
 
     fn silence_ends_at(&self) -> Option<Instant> {
         let since = self.outage.map(|outage| outage.backed_off_at).or(self.unanswered_since)?;
-        let is_sending = self.sent_at.is_some_and(|at| at > since);
+        // Where sending stopped, nothing can be said about it.
+        let is_sending = self.sent_at.is_some_and(|at| at > since + SILENCE / 2);
         let usual = self.round_trip.unwrap_or_default().min(SILENCE);
         (self.basis == Basis::Feedback && is_sending).then_some(since + SILENCE + usual)
     }
@@ -437,3 +440,7 @@ fn bits(rate: Bitrate) -> f64 {
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX).min(i64::MAX / 4)
 }
+
+#[cfg(test)]
+#[path = "congestion_test.rs"]
+mod congestion_test;

@@ -182,3 +182,98 @@ impl Rate {
         self.estimate = self.estimate.max(raised.min(ceiling));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const MBIT: f64 = 1_000_000.0;
+
+    fn calm(arriving: f64) -> Signs {
+        Signs {
+            usage: Usage::Normal,
+            queue: Duration::ZERO,
+            arriving: Some(arriving),
+            arrived: Some(arriving),
+            may_raise: true,
+            wanted: 10.0 * MBIT,
+        }
+    }
+
+    fn growing(arriving: f64, queue: Duration) -> Signs {
+        Signs { usage: Usage::Over, queue, ..calm(arriving) }
+    }
+
+    /// Feedback every 100 ms for so many seconds.
+    fn go_on(rate: &mut Rate, signs: impl Fn(f64) -> Signs, seconds: u32, from: Instant) -> Instant {
+        for tick in 0..seconds * 10 {
+            rate.update(signs(rate.estimate()), from + 100 * MS * tick);
+        }
+        from + 1000 * MS * seconds
+    }
+
+    #[test]
+    fn with_a_long_queue_it_falls_at_once_below_what_arrives_and_returns_when_that_is_gone() {
+        let now = Instant::now();
+        let mut rate = Rate::new(3.0 * MBIT, now);
+        rate.update(growing(MBIT, 400 * MS), now + 100 * MS);
+        assert!(rate.is_draining());
+        assert!((0.49 * MBIT..0.6 * MBIT).contains(&rate.estimate()), "{}", rate.estimate());
+        rate.update(Signs { usage: Usage::Under, queue: 200 * MS, ..calm(MBIT) }, now + 200 * MS);
+        assert!(rate.estimate() < 0.6 * MBIT);
+        rate.update(Signs { queue: 10 * MS, ..calm(MBIT) }, now + 300 * MS);
+        assert!(!rate.is_draining());
+        assert!((0.9 * MBIT..MBIT).contains(&rate.estimate()), "{}", rate.estimate());
+    }
+
+    #[test]
+    fn a_short_queue_while_little_is_sent_lowers_it_in_steps() {
+        let now = Instant::now();
+        let mut rate = Rate::new(3.0 * MBIT, now);
+        rate.update(growing(0.3 * MBIT, 50 * MS), now + 100 * MS);
+        assert_eq!(rate.estimate(), 3.0 * MBIT * STEP);
+        rate.update(growing(0.3 * MBIT, 50 * MS), now + 150 * MS);
+        assert_eq!(rate.estimate(), 3.0 * MBIT * STEP, "not again so soon");
+    }
+
+    #[test]
+    fn it_rises_no_further_than_what_arrives_proves_and_what_is_wanted() {
+        let now = Instant::now();
+        let mut rate = Rate::new(MBIT, now);
+        let now = go_on(&mut rate, |_| calm(MBIT), 60, now);
+        assert!((1.19 * MBIT..=1.2 * MBIT).contains(&rate.estimate()), "{}", rate.estimate());
+        go_on(&mut rate, |estimate| Signs { wanted: 2.0 * MBIT, ..calm(estimate) }, 60, now);
+        assert_eq!(rate.estimate(), 2.0 * MBIT);
+    }
+
+    #[test]
+    fn what_is_not_used_does_not_decay() {
+        let now = Instant::now();
+        let mut rate = Rate::new(3.0 * MBIT, now);
+        go_on(&mut rate, |_| calm(0.1 * MBIT), 600, now);
+        assert_eq!(rate.estimate(), 3.0 * MBIT);
+    }
+
+    #[test]
+    fn near_the_links_end_it_rises_slowly() {
+        let now = Instant::now();
+        let (mut far, mut near) = (Rate::new(MBIT, now), Rate::new(1.1 * MBIT, now));
+        near.update(growing(1.05 * MBIT, 40 * MS), now);
+        near.update(calm(MBIT), now + 100 * MS);
+        let begin = near.estimate();
+        go_on(&mut near, calm, 2, now + 200 * MS);
+        go_on(&mut far, calm, 2, now + 200 * MS);
+        assert!(near.estimate() / begin < 1.06 && far.estimate() / MBIT > 1.15, "{near:?} {far:?}");
+    }
+
+    #[test]
+    fn a_delay_that_stays_however_little_is_sent_is_no_queue() {
+        let now = Instant::now();
+        let mut rate = Rate::new(3.0 * MBIT, now);
+        let outcomes: Vec<_> = (0..60)
+            .map(|tick| rate.update(Signs { queue: 120 * MS, ..calm(rate.estimate()) }, now + 100 * MS * tick))
+            .collect();
+        assert!(outcomes.contains(&Outcome::NoQueue));
+    }
+}

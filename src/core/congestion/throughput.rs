@@ -69,3 +69,51 @@ fn slot(at: Duration) -> u64 {
 fn index(slot: u64) -> usize {
     (slot % SLOTS as u64) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_steady_stream_has_its_rate_in_every_window() {
+        let mut throughput = Throughput::default();
+        for millisecond in 0..5000 {
+            throughput.add(125, MS * millisecond);
+        }
+        for window in [100, 200, 1000] {
+            let rate = throughput.rate(MS * window, None).unwrap();
+            assert!((rate / 1_000_000.0 - 1.0).abs() < 0.02, "{rate} bit/s in {window} ms");
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_window_that_was_not_lived_through() {
+        let mut throughput = Throughput::default();
+        assert_eq!(throughput.rate(100 * MS, None), None);
+        throughput.add(1000, 5000 * MS);
+        throughput.add(1000, 5050 * MS);
+        assert_eq!(throughput.rate(100 * MS, None), None);
+        assert_eq!(throughput.rate(100 * MS, Some(9000 * MS)), None, "all of it is older");
+    }
+
+    #[test]
+    fn what_overtook_and_what_came_late_are_counted_where_they_belong() {
+        let mut throughput = Throughput::default();
+        for millisecond in (0..2000).step_by(10) {
+            throughput.add(1250, MS * (millisecond ^ 32));
+        }
+        let rate = throughput.rate(1000 * MS, None).unwrap();
+        assert!((rate / 1_000_000.0 - 1.0).abs() < 0.1, "{rate} bit/s");
+    }
+
+    #[test]
+    fn a_clock_that_leaps_begins_anew() {
+        let mut throughput = Throughput::default();
+        throughput.add(u32::MAX, 100 * MS);
+        throughput.add(1, 3_600_000 * MS);
+        throughput.add(1, 5 * MS);
+        assert_eq!(throughput.rate(1000 * MS, None), None);
+    }
+}

@@ -181,3 +181,69 @@ impl Group {
 fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Packets every 10 ms for so long, each `delay` of its time, in milliseconds, on its way.
+    fn seen(time: u32, delay: impl Fn(f64) -> f64) -> Trend {
+        let mut trend = Trend::default();
+        for at in (0..time).step_by(10) {
+            let sent = MS * at;
+            trend.add(sent, sent + Duration::from_secs_f64(delay(f64::from(at)) / 1000.0));
+        }
+        trend.update();
+        trend
+    }
+
+    #[test]
+    fn a_queue_that_grows_is_seen_within_a_tenth_of_a_second() {
+        // Twice as much as the link carries.
+        let trend = seen(2100, |at| 20.0 + (at - 2000.0).max(0.0));
+        assert_eq!(trend.usage(), Usage::Over);
+    }
+
+    #[test]
+    fn a_queue_that_drains_is_seen_too() {
+        let trend = seen(2200, |at| 200.0 - (at - 2000.0).max(0.0) / 2.0);
+        assert_eq!(trend.usage(), Usage::Under);
+    }
+
+    #[test]
+    fn steady_delays_short_bumps_and_jitter_are_nothing() {
+        assert_eq!(seen(2000, |_| 20.0).usage(), Usage::Normal);
+        assert_eq!(seen(2000, |at| 20.0 + f64::from(u8::from(at > 1950.0)) * 30.0).usage(), Usage::Normal);
+        for time in 1000..2000 {
+            let jitter = |at: f64| 20.0 + (at * 7919.0 % 997.0) / 997.0 * 30.0;
+            assert_ne!(seen(time, jitter).usage(), Usage::Over, "after {time} ms");
+        }
+    }
+
+    #[test]
+    fn the_clocks_drift_is_no_queue() {
+        let trend = seen(120_000, |at| 20.0 + at * 0.0001);
+        assert_eq!(trend.usage(), Usage::Normal);
+        assert!(trend.queue().unwrap() < 3 * MS, "{:?}", trend.queue());
+    }
+
+    #[test]
+    fn the_queue_is_what_is_above_the_shortest_way() {
+        let trend = seen(2000, |at| if at < 1000.0 { 20.0 } else { 95.0 });
+        assert_eq!(trend.queue(), Some(75 * MS));
+    }
+
+    #[test]
+    fn packets_held_back_by_a_radio_and_let_go_at_once_are_one_burst() {
+        let mut trend = Trend::default();
+        for at in (0..2000).step_by(33) {
+            // Nothing arrives between 1,900 and 1,980 ms.
+            let arrival = if (1900..1980).contains(&at) { 1985 } else { at + 5 };
+            trend.add(MS * at, MS * arrival);
+        }
+        trend.update();
+        assert_eq!(trend.usage(), Usage::Normal);
+    }
+}
