@@ -82,6 +82,8 @@ pub struct Renditions {
 struct Level {
     bitrate: Bitrate,
     changed_at: Option<Instant>,
+    /// It is to be raised as soon as it has rested.
+    waits: bool,
 }
 
 /// One viewer's place.
@@ -100,7 +102,7 @@ struct Seat {
 
 impl Renditions {
     pub fn new(settings: RenditionsSettings) -> Self {
-        let level = |bitrate| Level { bitrate, changed_at: None };
+        let level = |bitrate| Level { bitrate, changed_at: None, waits: false };
         Self {
             settings,
             viewers: BTreeMap::new(),
@@ -194,7 +196,8 @@ impl Renditions {
         self.high.follow(slowest.unwrap_or(limits.most), limits, now);
         let low = self.decide_low(now);
         let lingers = low.is_some() && !self.viewers.values().any(|seat| seat.rendition == Rendition::Low);
-        self.is_open = lingers || self.viewers.values().any(Seat::is_about_to_move);
+        let waits = self.high.waits || self.low.waits;
+        self.is_open = waits || lingers || self.viewers.values().any(Seat::is_about_to_move);
         Decision { high: self.high.bitrate, low, moves }
     }
 
@@ -208,12 +211,13 @@ impl Renditions {
             let rate =
                 least_usable(seats().filter(keeps_up)).unwrap_or(if is_known { limits.least } else { limits.most });
             if is_new {
-                self.low = Level { bitrate: stepped(rate, limits), changed_at: Some(now) };
+                self.low = Level { bitrate: stepped(rate, limits), changed_at: Some(now), waits: false };
             } else {
                 self.low.follow(rate, limits, now);
             }
-        } else if self.low_needed_at.is_some_and(|at| now.saturating_duration_since(at) >= LOW_LINGER) {
-            self.low_needed_at = None;
+        } else {
+            self.low.waits = false;
+            self.low_needed_at.take_if(|at| now.saturating_duration_since(*at) >= LOW_LINGER);
         }
         self.low_needed_at.map(|_| self.low.bitrate)
     }
@@ -320,9 +324,11 @@ impl Level {
         let wanted = stepped(rate, limits);
         let is_rested = self.changed_at.is_none_or(|at| now.saturating_duration_since(at) >= RAISE_AFTER);
         let is_worth_it = wanted >= scaled(self.bitrate, 1.0 + LEAST_RAISE) || wanted == limits.most;
-        if wanted < self.bitrate || (wanted > self.bitrate && is_rested && is_worth_it) {
-            *self = Self { bitrate: wanted, changed_at: Some(now) };
+        let is_to_rise = wanted > self.bitrate && is_worth_it;
+        if wanted < self.bitrate || (is_to_rise && is_rested) {
+            (self.bitrate, self.changed_at) = (wanted, Some(now));
         }
+        self.waits = is_to_rise && !is_rested;
     }
 }
 
