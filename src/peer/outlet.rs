@@ -232,6 +232,9 @@ impl Meter {
         if time < Self::WINDOW {
             return self.rate;
         }
+        if time >= 2 * Self::WINDOW {
+            return Bitrate::from_kbps(0); // nothing came since
+        }
         let kbps = self.bytes as u128 * 8 / time.as_millis().max(1);
         Bitrate::from_kbps(u32::try_from(kbps).unwrap_or(u32::MAX))
     }

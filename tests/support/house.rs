@@ -185,11 +185,10 @@ impl House {
         outcome
     }
 
-    /// How the viewer in this seat fares.
+    /// How the viewer in this seat fares; sessions are numbered as viewers come.
     pub fn figures(&self, seat: usize) -> Figures {
-        let address = address_of(&self.viewers[seat].name);
         let mut all = self.publisher.figures(&front(), self.now).into_iter();
-        all.find(|(whose, _)| *whose == address).unwrap().1
+        all.find(|seen| seen.number == seat as u64 + 1).unwrap().figures
     }
 
     pub fn ask_still(&mut self, still: u64) {
