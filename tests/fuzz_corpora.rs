@@ -37,6 +37,11 @@ fn offers_survive_their_corpus() {
     replay("offer", targets::offer);
 }
 
+#[test]
+fn feedback_survives_its_corpus() {
+    replay("feedback", targets::feedback);
+}
+
 /// Each seed whole, cut off at every length, and with each of its first bytes changed.
 fn replay(target: &str, survive: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);

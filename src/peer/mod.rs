@@ -49,6 +49,7 @@ use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
 use crate::core::transmit::{Transmit, Transport};
 
+pub use self::feedback::read_arrivals;
 pub use self::picture::Picture;
 pub use self::setup::{Identity, IdentityError, PeerSettings};
 
