@@ -13,7 +13,7 @@ use edgecam::core::annex_b::{Contents, Sps, access_units, nal_units};
 use edgecam::core::congestion::CongestionSettings;
 use edgecam::core::signal::RejectReason;
 use edgecam::core::trigger::Action;
-use edgecam::peer::{Identity, Peer, PeerSettings, Picture};
+use edgecam::peer::{Identity, Peer, PeerSettings, Picture, read_arrivals};
 use edgecam::signaling::is_type;
 use edgecam::signaling::mqtt::topics::{Purpose, Topics};
 use edgecam::signaling::mqtt::trigger::{self, Ask, What};
@@ -160,6 +160,15 @@ pub fn offer(bytes: &[u8]) {
         }
         Err(RejectReason::BadOffer(why)) => assert!(!why.is_empty()),
         Err(_) => {}
+    }
+}
+
+/// What a viewer says of the packets it was sent: nothing about others, and not more than a few bytes may ask for.
+pub fn feedback(bytes: &[u8]) {
+    for sent in [0, 100, 70_000] {
+        let arrivals = read_arrivals(bytes, sent);
+        assert!(arrivals.len() <= bytes.len() * 128, "{} of {} bytes", arrivals.len(), bytes.len());
+        assert!(arrivals.iter().all(|arrival| arrival.number < sent), "{arrivals:?}");
     }
 }
 

@@ -42,6 +42,11 @@ fn what_a_turn_server_sends_survives_its_corpus() {
     replay("turn_server", targets::turn_server);
 }
 
+#[test]
+fn feedback_survives_its_corpus() {
+    replay("feedback", targets::feedback);
+}
+
 /// Each seed whole, cut off at every length, and with each of its first bytes changed.
 fn replay(target: &str, survive: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);

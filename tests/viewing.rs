@@ -7,12 +7,13 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use edgecam::core::camera::Rendition;
 use edgecam::core::candidate::Candidate;
 use edgecam::core::figures::Quality;
 use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Request, Signal};
 use edgecam::core::transmit::Transport;
 use edgecam::core::trigger::Action;
-use support::house::{House, front};
+use support::house::{House, filling, front};
 use support::network::LinkSettings;
 use support::viewer::{Tells, Viewer};
 
@@ -383,4 +384,237 @@ fn a_camera_switched_off_sends_nothing_more_and_shows_nothing_old_when_it_is_on_
     assert_eq!(pictures(&house, eve), 0, "a picture from before the switch");
     house.plugged = true;
     house.run_until(S, |house| pictures(house, eve) > 0);
+}
+
+fn slow(kbps: u32, delay: Duration) -> LinkSettings {
+    LinkSettings { delay, rate: Some(f64::from(kbps) * 1000.0), ..Default::default() }
+}
+
+/// Datagrams that the bottleneck's queue had no room for.
+fn dropped(house: &House, seat: usize) -> usize {
+    house.viewers[seat].down.waits.iter().filter(|wait| wait.is_dropped).count()
+}
+
+#[test]
+fn a_keyframe_does_not_overflow_the_queue_of_a_slow_link() {
+    let mut house = House::new(8);
+    let ann = house.join(slow(1500, 25 * MS));
+    house.run_for(20 * S);
+    assert_eq!(dropped(&house, ann), 0);
+    assert!(house.viewers[ann].viewer.received.keyframes() > 8);
+    let longest = house.viewers[ann].down.waits.iter().map(|wait| wait.queue).max();
+    assert!(longest < Some(150 * MS), "{longest:?}");
+    assert!(house.viewers[ann].viewer.received.is_without_gap(), "what is not sent leaves no gap in the numbers");
+}
+
+#[test]
+fn the_encoder_follows_a_lone_viewers_link_and_the_pictures_go_on_at_full_rate() {
+    let mut house = House::new(8);
+    let ann = house.join(slow(1500, 25 * MS));
+    house.run_for(10 * S);
+    let (before, captured) = (pictures(&house, ann), house.captured);
+    house.run_for(20 * S);
+    let part = (pictures(&house, ann) - before) as f64 / (house.captured - captured) as f64;
+    assert!(part > 0.98, "{part}");
+    assert!((1000..1400).contains(&house.demand.bitrate.kbps()), "{}", house.demand.bitrate);
+    assert_eq!(house.demand.low, None, "who is alone drags nobody");
+}
+
+#[test]
+fn the_estimate_finds_its_way_up_by_probing_when_the_link_gets_better() {
+    let mut house = House::new(8);
+    let ann = house.join(slow(1000, 25 * MS));
+    house.run_for(20 * S);
+    assert!(house.figures(ann).estimate.unwrap().kbps() < 1100);
+    house.viewers[ann].down.settings.rate = Some(10_000_000.0);
+    house.run_until(10 * S, |house| house.demand.bitrate.kbps() >= 1800);
+    let figures = house.figures(ann);
+    assert!(figures.round_trip.is_some_and(|round_trip| round_trip < 200 * MS));
+    assert_eq!(figures.path.unwrap().remote, house.viewers[ann].viewer.address);
+}
+
+#[test]
+fn on_an_ample_network_nothing_waits_for_a_timer() {
+    let mut house = House::new(8);
+    house.join(lan());
+    house.run_for(5 * S);
+    let before = (house.wakes, house.captured);
+    house.run_for(20 * S);
+    let wakes = house.wakes - before.0;
+    // The library's own timers, five a second.
+    assert!(wakes <= 20 * 6, "{wakes} in 20 s with {} pictures", house.captured - before.1);
+}
+
+#[test]
+fn a_viewer_whose_pictures_wait_wakes_the_loop_seldom_and_one_for_whom_nothing_waits_never() {
+    let mut house = House::new(8);
+    let ann = house.join(slow(1000, 25 * MS));
+    house.run_for(10 * S);
+    let before = house.wakes;
+    house.run_for(10 * S);
+    assert!(house.wakes - before < 10 * 200, "{} in 10 s", house.wakes - before);
+    house.plugged = false;
+    house.run_for(2 * S);
+    let before = house.wakes;
+    house.run_for(10 * S);
+    assert!(house.wakes - before <= 10 * 6, "{} in 10 s without a picture", house.wakes - before);
+    assert!(house.figures(ann).sent.kbps() < 10);
+}
+
+#[test]
+fn a_viewer_that_tells_nothing_gets_every_picture_at_once() {
+    let mut house = House::new(8);
+    let ann = house.join_who(LinkSettings { delay: 40 * MS, ..Default::default() }, Tells::Nothing);
+    let took = house.run_until(S, |house| pictures(house, ann) > 0);
+    assert!(took < 500 * MS, "{took:?}");
+    house.run_for(10 * S);
+    assert!(pictures(&house, ann) as u64 >= house.captured - 15);
+    let figures = house.figures(ann);
+    assert_eq!((figures.estimate, figures.rendition), (None, Some(Rendition::High)));
+    assert_eq!(house.demand.bitrate.kbps(), 2000);
+}
+
+#[test]
+fn a_viewer_that_agreed_to_tell_and_does_not_is_not_held_back_for_good() {
+    let mut house = House::new(8);
+    let mute = house.join_who(LinkSettings { delay: 40 * MS, ..Default::default() }, Tells::Never);
+    house.run_for(8 * S);
+    let (before, captured) = (pictures(&house, mute), house.captured);
+    house.run_for(10 * S);
+    assert!((pictures(&house, mute) - before) as u64 >= house.captured - captured - 5);
+    assert_eq!(house.figures(mute).estimate, None);
+}
+
+#[test]
+fn what_a_viewer_estimates_itself_is_heeded() {
+    let mut house = House::new(8);
+    let fast = house.join(lan());
+    let ann = house.join_who(lan(), Tells::Nothing);
+    for _ in 0..20 {
+        let now = house.now;
+        house.viewers[ann].viewer.say_estimate(400, now);
+        house.run_for(200 * MS);
+    }
+    assert_eq!(house.figures(ann).estimate.unwrap().kbps(), 400);
+    assert_eq!(house.figures(ann).rendition, Some(Rendition::Low));
+    assert_eq!(house.figures(fast).rendition, Some(Rendition::High));
+    for kbps in [0, u32::MAX] {
+        let now = house.now;
+        house.viewers[ann].viewer.say_estimate(kbps, now);
+        house.run_for(200 * MS);
+    }
+    assert!(pictures(&house, fast) as u64 >= house.captured - 5);
+}
+
+#[test]
+fn a_viewers_slow_link_costs_the_others_not_one_picture() {
+    let mut house = House::new(8);
+    let others = [house.join(lan()), house.join(slow(10_000, 25 * MS)), house.join(lan())];
+    house.run_for(3 * S);
+    let ann = house.join(slow(400, 40 * MS));
+    house.run_for(5 * S);
+    let captured = house.captured;
+    let before: Vec<_> = others.iter().chain([&ann]).map(|&seat| pictures(&house, seat)).collect();
+    house.run_for(60 * S);
+    for (&seat, before) in others.iter().zip(&before) {
+        let got = (pictures(&house, seat) - before) as u64;
+        assert!(got + 2 >= house.captured - captured, "viewer {seat}: {got} of {}", house.captured - captured);
+        assert!(house.viewers[seat].viewer.received.is_without_gap());
+    }
+    assert_eq!(house.demand.bitrate.kbps(), 2000, "nobody is made worse");
+    let slow = house.viewers[ann].viewer.received.shown();
+    assert!(slow.len() - before[3] >= 60 * 25, "{} pictures in a minute", slow.len() - before[3]);
+    assert_eq!(slow.last().unwrap().filling, filling(Rendition::Low));
+    let recent = house.viewers[ann].down.waits.iter().filter(|wait| house.now - wait.sent < 50 * S);
+    assert!(recent.map(|wait| wait.queue).max() < Some(200 * MS));
+}
+
+#[test]
+fn a_viewer_moved_between_renditions_can_decode_every_step_of_it() {
+    let mut house = House::new(8);
+    house.join(lan());
+    let ann = house.join(slow(10_000, 25 * MS));
+    house.run_for(5 * S);
+    house.viewers[ann].down.settings.rate = Some(400_000.0);
+    house.run_until(10 * S, |house| house.figures(ann).rendition == Some(Rendition::Low));
+    house.run_for(5 * S);
+    house.viewers[ann].down.settings.rate = Some(10_000_000.0);
+    house.run_until(40 * S, |house| house.figures(ann).rendition == Some(Rendition::High));
+    house.run_for(2 * S);
+    let received = &house.viewers[ann].viewer.received;
+    let shown = received.shown();
+    let mut switches = Vec::new();
+    for pair in shown.windows(2) {
+        let ticks = pair[1].timestamp.wrapping_sub(pair[0].timestamp);
+        assert!((1..90_000 * 5).contains(&ticks), "the clock goes on: {ticks}");
+        if pair[0].filling != pair[1].filling {
+            assert!(pair[1].is_keyframe, "a switch begins with a keyframe");
+            switches.push(pair[1].filling);
+        }
+    }
+    assert_eq!(switches, [filling(Rendition::Low), filling(Rendition::High)]);
+    // The way up was seamless: nothing was lost or left out around it.
+    let up = shown.iter().rposition(|shown| shown.filling == filling(Rendition::Low)).unwrap();
+    for pair in shown[up - 30..].windows(2) {
+        assert!(pair[1].timestamp.wrapping_sub(pair[0].timestamp) < 9000, "100 ms");
+    }
+}
+
+#[test]
+fn hostile_feedback_does_no_harm() {
+    use rand::{RngExt, SeedableRng};
+    use rtc::rtcp::transport_feedbacks::transport_layer_cc::*;
+    let mut house = House::new(8);
+    let ann = house.join(slow(10_000, 25 * MS));
+    let mallory = house.join(lan());
+    house.run_for(3 * S);
+    let mut random = rand::rngs::SmallRng::seed_from_u64(11);
+    for _ in 0..2000 {
+        let symbols = [
+            SymbolTypeTcc::PacketNotReceived,
+            SymbolTypeTcc::PacketReceivedSmallDelta,
+            SymbolTypeTcc::PacketReceivedLargeDelta,
+        ];
+        let packet_status_symbol = symbols[random.random_range(0..3)];
+        let run_length = if random.random_bool(0.5) { 8191 } else { random.random_range(0..20) };
+        let run = RunLengthChunk { type_tcc: StatusChunkTypeTcc::RunLengthChunk, packet_status_symbol, run_length };
+        let is_large = packet_status_symbol == SymbolTypeTcc::PacketReceivedLargeDelta;
+        let delta = || if is_large { i64::from(i16::MIN) * 250 } else { 250 };
+        let deltas = if packet_status_symbol == SymbolTypeTcc::PacketNotReceived { 0 } else { run_length };
+        let recv_deltas =
+            (0..deltas.min(400)).map(|_| RecvDelta { type_tcc_packet: packet_status_symbol, delta: delta() }).collect();
+        let feedback = TransportLayerCc {
+            sender_ssrc: 1,
+            media_ssrc: 1,
+            base_sequence_number: random.random(),
+            packet_status_count: if random.random_bool(0.5) { u16::MAX } else { run_length },
+            reference_time: random.random_range(0..1 << 24),
+            fb_pkt_count: random.random(),
+            packet_chunks: vec![PacketStatusChunk::RunLengthChunk(run); random.random_range(1..9)],
+            recv_deltas,
+        };
+        let now = house.now;
+        house.viewers[mallory].viewer.say(Box::new(feedback), now);
+        house.run_for(5 * MS);
+    }
+    assert!(pictures(&house, ann) as u64 + 20 >= house.captured, "the others see everything");
+    let estimate = house.figures(mallory).estimate.unwrap();
+    assert!((50..=4000).contains(&estimate.kbps()), "{estimate}");
+    assert!(house.wakes < 20_000, "{}", house.wakes);
+}
+
+#[test]
+fn another_network_is_judged_anew() {
+    let mut house = House::new(8);
+    let ann = house.join(slow(400, 40 * MS));
+    house.run_for(10 * S);
+    assert!(house.figures(ann).estimate.unwrap().kbps() < 500);
+    house.viewers[ann].down.settings = lan();
+    house.viewers[ann].up.settings = lan();
+    let roamed: SocketAddr = "203.0.113.9:40000".parse().unwrap();
+    house.restart(ann, roamed);
+    let took =
+        house.run_until(3 * S, |house| house.figures(ann).estimate.is_some_and(|estimate| estimate.kbps() > 2000));
+    assert!(took < 1500 * MS, "{took:?}");
+    assert_eq!(house.figures(ann).path.unwrap().remote, roamed);
 }

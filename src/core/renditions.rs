@@ -215,8 +215,9 @@ impl Renditions {
             } else {
                 self.low.follow(rate, limits, now);
             }
-        } else if self.low_needed_at.is_some_and(|at| now.saturating_duration_since(at) >= LOW_LINGER) {
-            self.low_needed_at = None;
+        } else {
+            self.low.waits = false;
+            self.low_needed_at.take_if(|at| now.saturating_duration_since(*at) >= LOW_LINGER);
         }
         self.low_needed_at.map(|_| self.low.bitrate)
     }

@@ -68,6 +68,20 @@ impl Rig {
 }
 
 #[test]
+fn a_rate_that_has_to_rest_is_raised_when_it_has_though_no_estimate_changes() {
+    let mut rig = Rig::with(&[(1, 1000)]);
+    rig.decision = rig.renditions.decide(rig.now);
+    rig.estimate(1, 1500);
+    rig.renditions.decide(rig.now);
+    rig.estimate(1, 2900);
+    let mut last = rig.renditions.decide(rig.now);
+    while let Some(at) = rig.renditions.poll_timeout() {
+        last = rig.renditions.decide(at);
+    }
+    assert_eq!(last.high, kbps(2500), "and then there is nothing to wait for");
+}
+
+#[test]
 fn the_high_rendition_follows_the_slowest_healthy_viewer_in_whole_steps() {
     let mut rig = Rig::with(&[(1, 5000), (2, 2000)]);
     rig.run_for(S);

@@ -3,6 +3,9 @@
 //! Without it such a viewer sees nothing at all: each picture misses packets, repeats only add to the crowd, and whatever
 //! arrives cannot be decoded. A keyframe now and then, on a link that has time to carry it, is a picture.
 //!
+//! This is for viewers of whom nothing is known but their loss reports. Whoever says when packets arrive, or what its network
+//! carries, is sent as much as that (`congestion`), and needs no such rule.
+//!
 //! ```text
 //!   Full ──two bad reports in a row──▶ Thinned ──until over──▶ Full
 //!    ▲ good reports for long: the next thinning is short again

@@ -20,7 +20,9 @@ use rtc::rtcp::transport_feedbacks::transport_layer_nack::TransportLayerNack;
 use rtc::sansio::Protocol;
 use rtc::shared::error::Error;
 
+use super::transport_wide::Numbering;
 use crate::core::access_unit::Bitrate;
+use crate::core::congestion::Arrival;
 
 /// Kept between two looks of the peer, which looks after each datagram; one compound packet holds far less.
 const MOST_KEPT: usize = 1024;
@@ -103,6 +105,22 @@ impl Feedback {
             all.push(heard);
         }
     }
+}
+
+/// What a viewer, who was sent so many packets, says of their arrival in this RTCP, decrypted. For those who look whether any bytes
+/// can do harm.
+pub fn read_arrivals(mut rtcp: &[u8], sent: u64) -> Vec<Arrival> {
+    let feedback = Feedback::default();
+    let listener = feedback.listener();
+    for packet in rtc::rtcp::packet::unmarshal(&mut rtcp).unwrap_or_default() {
+        listener.listen(packet.as_ref());
+    }
+    let mut numbering = Numbering::starting_at(sent);
+    let said = feedback.take().into_iter().filter_map(|heard| match heard {
+        Heard::Arrived(arrivals) => Some(arrivals),
+        _ => None,
+    });
+    said.flat_map(|arrivals| numbering.read(&arrivals)).collect()
 }
 
 /// The end in `rtc`'s chain.

@@ -49,6 +49,7 @@ use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
 use crate::core::transmit::{Transmit, Transport};
 
+pub use self::feedback::read_arrivals;
 pub use self::picture::Picture;
 pub use self::setup::{Identity, IdentityError, PeerSettings};
 
@@ -211,9 +212,8 @@ impl Peer {
 
     /// False: it was nothing but time to send what waits; [`Self::flush`] does that.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
-        let is_congestion_due = self.outlet.handle_timeout(now);
         if self.library_timeout.take_if(|at| *at <= now).is_none() {
-            return is_congestion_due;
+            return false;
         }
         if let Err(error) = self.connection.handle_timeout(now) {
             debug!(%error, "timeout not handled");
@@ -237,6 +237,7 @@ impl Peer {
         if !self.has_path {
             return;
         }
+        self.outlet.handle_timeout(now);
         while let Some(&sequence_number) = self.repeats.front()
             && self.outlet.may_send(now)
         {
@@ -309,8 +310,7 @@ impl Peer {
         let has_more = self.underway.is_some() || !self.repeats.is_empty() || self.outlet.is_probing();
         let waits = self.has_path && has_more;
         let flush_at = waits.then(|| self.outlet.ready_at(now));
-        let congestion = self.outlet.poll_timeout().map(|at| at.max(now + LEAST_TIMEOUT));
-        [self.library_timeout, flush_at, congestion].into_iter().flatten().min()
+        self.library_timeout.into_iter().chain(flush_at).min()
     }
 
     /// What part of the packets the viewer missed, 0 to 1; given once for each of its reports.
@@ -319,8 +319,8 @@ impl Peer {
     }
 
     /// What its network carries; `None` while the viewer has said too little to tell.
-    pub fn estimate(&self) -> Option<Bitrate> {
-        self.outlet.estimate()
+    pub fn estimate(&self, now: Instant) -> Option<Bitrate> {
+        self.outlet.estimate(now)
     }
 
     /// Its estimate rests on more than loss reports, and its packets leave as its network allows.
@@ -339,7 +339,7 @@ impl Peer {
             quality: Quality::Auto,
             rendition: None,
             is_thinned: false,
-            estimate: self.estimate(),
+            estimate: self.estimate(now),
             sent: self.outlet.sent(now),
             loss: self.fraction_lost,
             round_trip: self.history.round_trip(),

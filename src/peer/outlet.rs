@@ -20,6 +20,9 @@ const UDP_IPV6: usize = 8 + 40;
 const SRTP: usize = 16;
 /// A viewer who agreed to transport-wide feedback and sent so many reports without any will not begin.
 const PATIENCE: u32 = 3;
+/// An estimate is a guess for so long, unless it says that the network carries less than was thought: the others' pictures
+/// are not made worse for a guess.
+const SETTLING: Duration = Duration::from_millis(600);
 /// So far behind its pacer a viewer wakes the loop, and no sooner: some packets leave together.
 const LEAST_REST: Duration = Duration::from_millis(5);
 /// In a probe the rate is what counts.
@@ -27,9 +30,15 @@ const LEAST_PROBE_REST: Duration = Duration::from_millis(1);
 
 pub(super) struct Outlet {
     congestion: Congestion,
+    settings: CongestionSettings,
+    start: Bitrate,
+    begun_at: Instant,
+    wanted: Bitrate,
+    /// So near that there is hardly a bottleneck on the way.
+    is_near: bool,
     /// The viewer says when each packet arrived, or agreed to.
     is_numbered: bool,
-    /// `None`: nothing is known of the network, and nothing held back.
+    /// `None`: nothing is held back, since nothing is known of the network, or it is a near one that carries all.
     pacer: Option<Pacer>,
     probing: Option<Probing>,
     reports: u32,
@@ -48,6 +57,11 @@ impl Outlet {
     pub(super) fn new(settings: CongestionSettings, is_numbered: bool, now: Instant) -> Self {
         Self {
             congestion: Congestion::new(settings, now),
+            settings,
+            start: settings.start,
+            begun_at: now,
+            wanted: settings.most,
+            is_near: false,
             is_numbered,
             pacer: None,
             probing: None,
@@ -57,9 +71,14 @@ impl Outlet {
         }
     }
 
-    /// The path stands, for the first time or anew. `is_near`: so near that there is hardly a bottleneck on it.
+    /// The path stands, for the first time or anew. What was known of another one does not count.
     pub(super) fn begin(&mut self, is_near: bool, now: Instant) {
-        self.congestion.handle_new_path(now);
+        let CongestionSettings { start, most, .. } = self.settings;
+        self.start = if is_near { most } else { start };
+        self.begun_at = now;
+        self.congestion = Congestion::new(CongestionSettings { start: self.start, ..self.settings }, now);
+        self.congestion.set_wanted(self.wanted);
+        self.is_near = is_near;
         self.probing = None;
         self.reports = 0;
         self.pacer = (self.is_numbered && !is_near).then(|| {
@@ -74,6 +93,7 @@ impl Outlet {
     }
 
     pub(super) fn set_wanted(&mut self, wanted: Bitrate) {
+        self.wanted = wanted;
         self.congestion.set_wanted(wanted);
     }
 
@@ -116,8 +136,8 @@ impl Outlet {
     /// Begins a probe if one is due: there is something to send, and a stream of repeats to fill it up.
     pub(super) fn begin_probe(&mut self, now: Instant) {
         if self.probing.is_none()
-            && self.pacer.is_some()
             && self.is_numbered
+            && self.pacer.is_some()
             && let Some(probe) = self.congestion.poll_probe(now)
         {
             let mut pacer = Pacer::new(now);
@@ -153,23 +173,19 @@ impl Outlet {
         self.follow(now);
     }
 
-    /// True: it was due, and the estimate may have changed.
-    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
-        let is_due = self.poll_timeout().is_some_and(|at| at <= now);
-        if is_due {
+    /// To be called as long as something is sent. Nobody is woken for it: when nothing is sent, nothing can fail to arrive.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.congestion.poll_timeout().is_some_and(|at| at <= now) {
             self.congestion.handle_timeout(now);
             self.follow(now);
         }
-        is_due
-    }
-
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.congestion.poll_timeout()
     }
 
     /// What the network carries; `None` while the viewer has said too little to tell.
-    pub(super) fn estimate(&self) -> Option<Bitrate> {
-        self.is_known().then(|| self.congestion.estimate())
+    pub(super) fn estimate(&self, now: Instant) -> Option<Bitrate> {
+        let estimate = self.congestion.estimate();
+        let is_settled = now.saturating_duration_since(self.begun_at) >= SETTLING || estimate < self.start;
+        (self.is_known() && is_settled).then_some(estimate)
     }
 
     /// What was sent in the last second or so, with all headers.
@@ -184,9 +200,10 @@ impl Outlet {
 
     /// The pacer follows the estimate.
     fn follow(&mut self, now: Instant) {
-        if self.is_known() {
+        let carries_all = self.is_near && self.congestion.estimate() >= self.wanted;
+        if self.is_known() && !carries_all {
             self.pacer.get_or_insert_with(|| Pacer::new(now)).set_rate(self.congestion.pacing_rate());
-        } else if self.reports >= PATIENCE {
+        } else if self.is_known() || self.reports >= PATIENCE {
             self.pacer = None;
         }
     }
@@ -214,6 +231,9 @@ impl Meter {
         let time = now.saturating_duration_since(self.since);
         if time < Self::WINDOW {
             return self.rate;
+        }
+        if time >= 2 * Self::WINDOW {
+            return Bitrate::from_kbps(0); // nothing came since
         }
         let kbps = self.bytes as u128 * 8 / time.as_millis().max(1);
         Bitrate::from_kbps(u32::try_from(kbps).unwrap_or(u32::MAX))

@@ -25,6 +25,10 @@ pub(super) struct Numbering {
 }
 
 impl Numbering {
+    pub(super) fn starting_at(next: u64) -> Self {
+        Self { next, reference: None }
+    }
+
     pub(super) fn take(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -78,10 +82,6 @@ mod tests {
 
     use super::*;
 
-    fn numbering(next: u64) -> Numbering {
-        Numbering { next, reference: None }
-    }
-
     fn arrivals(base: u16, reference: u32, packets: &[(u16, Option<i64>)]) -> Arrivals {
         Arrivals { base, reference, packets: packets.to_vec() }
     }
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn what_is_said_about_wrapped_numbers_is_about_the_newest_ones() {
-        let mut numbering = numbering(0x1_0003);
+        let mut numbering = Numbering::starting_at(0x1_0003);
         let said = numbering.read(&arrivals(0xFFFE, 100, &[(0, Some(0)), (1, None), (2, Some(250)), (4, Some(500))]));
         let numbers: Vec<_> = said.iter().map(|arrival| (arrival.number, arrival.at.is_some())).collect();
         assert_eq!(numbers, [(0xFFFE, true), (0xFFFF, false), (0x1_0000, true), (0x1_0002, true)]);
@@ -103,15 +103,15 @@ mod tests {
 
     #[test]
     fn packets_that_never_left_are_passed_over() {
-        assert_eq!(numbering(0).read(&arrivals(0, 0, &[(0, Some(0))])), []);
-        assert_eq!(numbering(10).read(&arrivals(10, 0, &[(0, Some(0))])), []);
-        assert_eq!(numbering(10).read(&arrivals(9, 0, &[(0, None), (1, None), (2, Some(7))])).len(), 1);
-        assert_eq!(numbering(10).read(&arrivals(65_000, 0, &[(0, Some(0))])), []);
+        assert_eq!(Numbering::starting_at(0).read(&arrivals(0, 0, &[(0, Some(0))])), []);
+        assert_eq!(Numbering::starting_at(10).read(&arrivals(10, 0, &[(0, Some(0))])), []);
+        assert_eq!(Numbering::starting_at(10).read(&arrivals(9, 0, &[(0, None), (1, None), (2, Some(7))])).len(), 1);
+        assert_eq!(Numbering::starting_at(10).read(&arrivals(65_000, 0, &[(0, Some(0))])), []);
     }
 
     #[test]
     fn the_viewers_clock_goes_on_over_its_wrap_and_back_for_feedback_that_was_overtaken() {
-        let mut numbering = numbering(100);
+        let mut numbering = Numbering::starting_at(100);
         let mut at = |reference| numbering.read(&arrivals(1, reference, &[(0, Some(0))]))[0].at.unwrap();
         let (before, after, overtaken) = (at(0xFF_FFFF), at(1), at(0xFF_FFFE));
         assert_eq!(after - before, Duration::from_millis(128));
@@ -128,7 +128,7 @@ mod tests {
                 0..20,
             ),
         ) {
-            let mut numbering = numbering(next);
+            let mut numbering = Numbering::starting_at(next);
             for (base, reference, packets) in said {
                 let packets: Vec<_> = packets.into_iter().map(|(at, offset)| (at, offset.map(i64::from))).collect();
                 let read = numbering.read(&arrivals(base, reference, &packets));

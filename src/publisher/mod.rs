@@ -29,9 +29,9 @@ use crate::core::transmit::{Transmit, Transport};
 use crate::core::trigger::{Event, Trigger};
 use crate::peer::{Answer, Peer, PeerSettings, Picture};
 
-/// What is thought of a network until its viewer tells. Little less than a video needs, since each guess that is too low would
-/// cost all viewers; no more than a home's way to the internet carries.
-const STARTING_ESTIMATE: Bitrate = Bitrate::from_kbps(3000);
+/// What is thought of a far network until its viewer tells: no more than a slow home's way to the internet carries. The first
+/// keyframe probes for more.
+const STARTING_ESTIMATE: Bitrate = Bitrate::from_kbps(1000);
 /// Estimates are no lower: the least that shows a picture now and then.
 const LEAST_ESTIMATE: Bitrate = Bitrate::from_kbps(50);
 
@@ -218,6 +218,9 @@ impl Publisher {
             let progress = viewer.advance(rings, now);
             self.counters.units_skipped.add(progress.skipped);
             wanted = wanted.max(progress.wants_keyframe);
+            if let Some(estimate) = progress.estimate {
+                self.sessions.handle_estimate(session, estimate, now);
+            }
             viewer.send(session, &mut self.by_address, send);
             let timeout = viewer.peer.timeout(now);
             note_timeout(&mut self.timeouts, session, viewer, timeout);
@@ -418,11 +421,8 @@ impl Publisher {
                 self.sessions.handle_peer(session, event, now);
             }
         }
-        if let Some(estimate) = viewer.news_of_estimate(now) {
-            self.sessions.handle_estimate(session, estimate, now);
-            if let Some(wanted) = self.sessions.wanted(session) {
-                viewer.peer.set_wanted(wanted);
-            }
+        if let Some(wanted) = self.sessions.wanted(session) {
+            viewer.peer.set_wanted(wanted);
         }
         self.advance(session, now, send);
         if let Some(viewer) = self.viewers.get_mut(&session) {
@@ -440,6 +440,9 @@ impl Publisher {
         if let Some(rendition) = progress.wants_keyframe {
             self.sessions.want_keyframe(&viewer.camera, rendition, now);
         }
+        if let Some(estimate) = progress.estimate {
+            self.sessions.handle_estimate(session, estimate, now);
+        }
         viewer.send(session, &mut self.by_address, send);
         let timeout = viewer.peer.timeout(now);
         note_timeout(&mut self.timeouts, session, viewer, timeout);
@@ -448,7 +451,7 @@ impl Publisher {
     fn congestion_settings(&self, camera: &CameraId) -> CongestionSettings {
         let known = self.settings.sessions.cameras.iter().find(|known| known.id == *camera);
         let most = known.map_or(STARTING_ESTIMATE, |known| known.renditions.high.most);
-        // More than is ever sent: a network that carries just that would show no room for a keyframe.
+        // Headers and repeats come on top, and room for more is what shows that a viewer may be moved up.
         let most = Bitrate::from_kbps(most.kbps().saturating_mul(2)).max(LEAST_ESTIMATE);
         CongestionSettings { start: STARTING_ESTIMATE.min(most), least: LEAST_ESTIMATE, most }
     }

@@ -35,8 +35,6 @@ const KEYFRAME_REQUESTS: Rate = Rate::new(Duration::from_secs(2), 4);
 const MOST_BEHIND: Duration = Duration::from_millis(400);
 /// So long after it was spared pictures a viewer counts as one who gets only some of them.
 const THINNED_FOR: Duration = Duration::from_secs(4);
-/// An estimate is a guess for so long, unless it says that the network carries less than was thought.
-const SETTLING: Duration = Duration::from_secs(1);
 
 pub(super) struct Viewer {
     pub(super) peer: Peer,
@@ -50,7 +48,6 @@ pub(super) struct Viewer {
     /// Where it goes on as soon as there is a keyframe.
     moving: Option<(Rendition, Cursor)>,
     thinning: Thinning,
-    connected_at: Option<Instant>,
     told_estimate: Option<Bitrate>,
     units_skipped: u64,
     skipped_at: Option<Instant>,
@@ -68,6 +65,8 @@ pub(super) struct Progress {
     pub(super) skipped: u64,
     /// The rendition of which it waits for a keyframe that should be asked for.
     pub(super) wants_keyframe: Option<Rendition>,
+    /// What its network carries, where that is news.
+    pub(super) estimate: Option<Bitrate>,
 }
 
 impl Viewer {
@@ -81,7 +80,6 @@ impl Viewer {
             cursor: None,
             moving: None,
             thinning: Thinning::default(),
-            connected_at: None,
             told_estimate: None,
             units_skipped: 0,
             skipped_at: None,
@@ -93,7 +91,6 @@ impl Viewer {
 
     /// It is connected: for the first time, or again after a change of networks. True: it waits for a keyframe.
     pub(super) fn join(&mut self, rings: &Rings, fresh: Duration, now: Instant) -> bool {
-        self.connected_at = Some(now);
         self.told_estimate = None;
         let ring = rings.of(self.reading);
         let cursor = self.cursor.insert(ring.join(now, fresh));
@@ -130,6 +127,7 @@ impl Viewer {
             self.units_skipped += progress.skipped;
             self.skipped_at = Some(now);
         }
+        progress.estimate = self.news_of_estimate(now);
         progress
     }
 
@@ -179,13 +177,9 @@ impl Viewer {
         }
     }
 
-    /// What its network carries, where that is news.
-    pub(super) fn news_of_estimate(&mut self, now: Instant) -> Option<Bitrate> {
-        let estimate = self.peer.estimate()?;
-        let is_settled = self.connected_at.is_some_and(|at| now.saturating_duration_since(at) >= SETTLING);
-        let is_worse = self.told_estimate.is_none_or(|told| estimate < told);
-        let is_news = self.told_estimate != Some(estimate);
-        (is_news && (is_settled || is_worse)).then(|| *self.told_estimate.insert(estimate))
+    fn news_of_estimate(&mut self, now: Instant) -> Option<Bitrate> {
+        let estimate = self.peer.estimate(now)?;
+        (self.told_estimate.replace(estimate) != Some(estimate)).then_some(estimate)
     }
 
     /// Whether its wish for a keyframe is to be heeded.

@@ -13,7 +13,7 @@ use edgecam::core::camera::{Demand, Rendition};
 use edgecam::core::candidate::Candidate;
 use edgecam::core::counters::ViewerCounters;
 use edgecam::core::demand::StillId;
-use edgecam::core::figures::Quality;
+use edgecam::core::figures::{Figures, Quality};
 use edgecam::core::renditions::{Range, RenditionsSettings};
 use edgecam::core::sessions::{SessionsSettings, ViewedCamera};
 use edgecam::core::signal::{Address, CameraId, ClientId, LinkId, RejectReason, Reply, Request, SessionName, Signal};
@@ -26,9 +26,9 @@ use super::network::{Link, LinkSettings};
 use super::viewer::{Tells, Viewer};
 
 const FRAME: Duration = Duration::from_nanos(33_333_333);
-/// 2 Mbit/s at 30 pictures a second, keyframes eight times as large.
-const DELTA_BYTES: usize = 7_000;
-const KEYFRAME_BYTES: usize = 56_000;
+/// Of each kbit/s, at 30 pictures a second, keyframes eight times as large.
+const DELTA_BYTES_PER_KBPS: f64 = 3.5;
+const KEYFRAME_BYTES_PER_KBPS: f64 = 28.0;
 const KEYFRAME_EVERY: u64 = 60;
 
 const RENDITIONS: RenditionsSettings = RenditionsSettings {
@@ -48,7 +48,11 @@ pub struct House {
     pub plugged: bool,
     pub captured: u64,
     pub keyframes_captured: u64,
+    pub low_captured: u64,
+    /// How often the publisher's timers woke the loop.
+    pub wakes: u64,
     keyframe_done: u64,
+    low_keyframe_done: u64,
     next_frame: Instant,
     flights: BinaryHeap<Reverse<Flight>>,
     flown: u64,
@@ -130,7 +134,10 @@ impl House {
             plugged: true,
             captured: 0,
             keyframes_captured: 0,
+            low_captured: 0,
+            wakes: 0,
             keyframe_done: 0,
+            low_keyframe_done: 0,
             next_frame: now,
             flights: BinaryHeap::new(),
             flown: 0,
@@ -178,6 +185,12 @@ impl House {
         outcome
     }
 
+    /// How the viewer in this seat fares; sessions are numbered as viewers come.
+    pub fn figures(&self, seat: usize) -> Figures {
+        let mut all = self.publisher.figures(&front(), self.now).into_iter();
+        all.find(|seen| seen.number == seat as u64 + 1).unwrap().figures
+    }
+
     pub fn ask_still(&mut self, still: u64) {
         let mut sent = Vec::new();
         self.publisher.handle_still(front(), StillId(still), self.now, &mut |out| sent.push(out));
@@ -194,7 +207,8 @@ impl House {
 
     /// A keyframe the camera took at this time.
     pub fn picture_comes(&mut self, captured_at: Instant) {
-        let unit = AccessUnit { captured_at, is_keyframe: true, data: picture(true) };
+        let unit =
+            AccessUnit { captured_at, is_keyframe: true, data: picture(true, Rendition::High, self.demand.bitrate) };
         let mut sent = Vec::new();
         self.publisher.handle_unit(&front(), Rendition::High, &unit, self.now, &mut |out| sent.push(out));
         self.launch(sent);
@@ -263,6 +277,7 @@ impl House {
             }
         }
         if self.publisher.poll_timeout().is_some_and(|at| at <= now) {
+            self.wakes += 1;
             self.publisher.handle_timeout(now, &mut |out| sent.push(out));
         }
         if self.demand.running && self.next_frame <= now {
@@ -280,8 +295,22 @@ impl House {
         self.keyframe_done = self.demand.keyframe;
         self.captured += 1;
         self.keyframes_captured += u64::from(is_keyframe);
-        let unit = AccessUnit { captured_at: self.now, is_keyframe, data: picture(is_keyframe) };
-        self.publisher.handle_unit(&front(), Rendition::High, &unit, self.now, &mut |out| sent.push(out));
+        let mut give = |rendition, is_keyframe, bitrate| {
+            let unit =
+                AccessUnit { captured_at: self.now, is_keyframe, data: picture(is_keyframe, rendition, bitrate) };
+            self.publisher.handle_unit(&front(), rendition, &unit, self.now, &mut |out| sent.push(out));
+        };
+        give(Rendition::High, is_keyframe, self.demand.bitrate);
+        match self.demand.low {
+            Some(low) => {
+                let is_keyframe =
+                    self.low_captured.is_multiple_of(KEYFRAME_EVERY) || low.keyframe > self.low_keyframe_done;
+                give(Rendition::Low, is_keyframe, low.bitrate);
+                self.low_keyframe_done = low.keyframe;
+                self.low_captured += 1;
+            }
+            None => self.low_captured = 0, // its encoder is closed
+        }
         // A camera is said to be open after its first picture.
         if self.captured == 1 {
             self.publisher.handle_camera_back(&front(), self.now, &mut |out| sent.push(out));
@@ -340,14 +369,22 @@ pub fn address_of(name: &str) -> Address {
     Address { client, session: SessionName::new("tile-1").unwrap() }
 }
 
+/// What the slices are filled with, so that renditions can be told apart.
+pub fn filling(rendition: Rendition) -> u8 {
+    match rendition {
+        Rendition::High => 0xAA,
+        Rendition::Low => 0xBB,
+    }
+}
+
 /// Annex B of the right shape and size; what is in the slices does not matter here.
-fn picture(is_keyframe: bool) -> Bytes {
+fn picture(is_keyframe: bool, rendition: Rendition, bitrate: Bitrate) -> Bytes {
     let mut data = Vec::new();
     if is_keyframe {
         data.extend([0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80]);
     }
-    let (kind, bytes) = if is_keyframe { (0x65, KEYFRAME_BYTES) } else { (0x41, DELTA_BYTES) };
+    let (kind, bytes) = if is_keyframe { (0x65, KEYFRAME_BYTES_PER_KBPS) } else { (0x41, DELTA_BYTES_PER_KBPS) };
     data.extend([0, 0, 0, 1, kind]);
-    data.resize(data.len() + bytes, 0xAA);
+    data.resize(data.len() + (bytes * f64::from(bitrate.kbps())) as usize, filling(rendition));
     data.into()
 }

@@ -41,6 +41,8 @@ pub struct Viewer {
 pub enum Tells {
     /// When each packet arrived, as browsers do.
     Arrivals,
+    /// It agreed to tell, and never does.
+    Never,
     Nothing,
 }
 
@@ -69,6 +71,16 @@ struct Part {
     timestamp: u32,
     marker: bool,
     starts_keyframe: bool,
+    /// The last byte of it: what its slice is filled with.
+    filling: u8,
+}
+
+/// A picture that can be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub timestamp: u32,
+    pub is_keyframe: bool,
+    pub filling: u8,
 }
 
 impl Viewer {
@@ -77,10 +89,12 @@ impl Viewer {
         let mut media = MediaEngine::default();
         let mut feedback = vec![("nack", ""), ("nack", "pli"), ("ccm", "fir"), ("goog-remb", "")];
         let mut registry = configure_rtcp_reports(Registry::new());
-        if tells == Tells::Arrivals {
+        if tells != Tells::Nothing {
             feedback.push(("transport-cc", ""));
             let extension = RTCRtpHeaderExtensionCapability { uri: TRANSPORT_WIDE.into() };
             media.register_header_extension(extension, RtpCodecKind::Video, None).unwrap();
+        }
+        if tells == Tells::Arrivals {
             let receiver = TwccReceiverBuilder::new().with_interval(FEEDBACK_INTERVAL).build();
             registry = registry.with(Slot::TwccReceiver, receiver);
         }
@@ -184,6 +198,19 @@ impl Viewer {
         self.connection.rtp_receiver(self.receiver).unwrap().write_rtcp(now, vec![Box::new(pli)]).unwrap();
     }
 
+    /// Says what its network carries (draft-alvestrand-rmcat-remb-03).
+    pub fn say_estimate(&mut self, kbps: u32, now: Instant) {
+        use rtc::rtcp::payload_feedbacks::receiver_estimated_maximum_bitrate::ReceiverEstimatedMaximumBitrate;
+        let bitrate = kbps as f32 * 1000.0;
+        let ssrcs = vec![self.received.ssrc];
+        self.say(Box::new(ReceiverEstimatedMaximumBitrate { sender_ssrc: 1, bitrate, ssrcs }), now);
+    }
+
+    /// Sends a control packet, whatever is in it.
+    pub fn say(&mut self, packet: Box<dyn rtc::rtcp::Packet>, now: Instant) {
+        self.connection.rtp_receiver(self.receiver).unwrap().write_rtcp(now, vec![packet]).unwrap();
+    }
+
     pub fn close(&mut self) {
         self.connection.close().unwrap();
     }
@@ -223,7 +250,8 @@ impl Received {
         let unwrapped = near.wrapping_add_signed(i64::from(sequence_number.wrapping_sub(near as u16) as i16));
         let payload = &packet.payload;
         let starts_keyframe = payload.first().is_some_and(|first| first & 0x1f == 24);
-        let part = Part { timestamp: packet.header.timestamp, marker: packet.header.marker, starts_keyframe };
+        let filling = payload.last().copied().unwrap_or_default();
+        let part = Part { timestamp: packet.header.timestamp, marker: packet.header.marker, starts_keyframe, filling };
         self.packets_total += 1;
         match self.packets.insert(unwrapped, part) {
             Some(before) => {
@@ -241,8 +269,13 @@ impl Received {
 
     /// The pictures that can be decoded, as (timestamp, is keyframe): whole, and no gap since a keyframe.
     pub fn pictures(&self) -> Vec<(u32, bool)> {
+        self.shown().iter().map(|shown| (shown.timestamp, shown.is_keyframe)).collect()
+    }
+
+    /// The pictures that can be decoded: whole, and neither a gap nor another stream since a keyframe.
+    pub fn shown(&self) -> Vec<Shown> {
         let mut pictures = Vec::new();
-        let (mut decodable, mut whole, mut last, mut is_keyframe) = (false, false, None, false);
+        let (mut decodable, mut whole, mut last, mut is_keyframe, mut stream) = (false, false, None, false, 0);
         for (&at, part) in &self.packets {
             if last != Some(at - 1) {
                 (decodable, whole) = (false, false);
@@ -251,14 +284,24 @@ impl Received {
                 (decodable, whole, is_keyframe) = (true, true, true);
             }
             if part.marker {
+                if is_keyframe {
+                    stream = part.filling;
+                }
+                decodable &= stream == part.filling;
                 if decodable && whole {
-                    pictures.push((part.timestamp, is_keyframe));
+                    let &Part { timestamp, filling, .. } = part;
+                    pictures.push(Shown { timestamp, is_keyframe, filling });
                 }
                 (whole, is_keyframe) = (decodable, false);
             }
             last = Some(at);
         }
         pictures
+    }
+
+    /// Whether every packet came, sooner or later.
+    pub fn is_without_gap(&self) -> bool {
+        self.gaps.is_empty() && self.packets.keys().zip(self.packets.keys().skip(1)).all(|(one, next)| one + 1 == *next)
     }
 
     pub fn keyframes(&self) -> usize {
