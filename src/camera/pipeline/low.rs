@@ -317,16 +317,13 @@ fn in_software(caps: &gst::Caps, picture: &Picture, encoder: &Encoder) -> Result
     let scale = element("videoscale")?;
     scale.set_property("add-borders", differs_in_shape(&given, picture));
     // The large picture's colours: left to itself, GStreamer takes small ones for standard definition and computes each pixel anew.
-    let size = filter(picture, |caps| caps.field("colorimetry", given.colorimetry().to_string()))?;
+    let small = filter(picture, |caps| caps.field("colorimetry", given.colorimetry().to_string()))?;
+    // Converted after scaling, where a quarter of the pixels is left; not at all where the encoder takes them as they are.
     let format = given.format().to_str();
-    if PLANAR.contains(&format.as_str()) && encoder.takes(&format) {
-        return Ok(vec![scale, size]);
-    }
-    // After scaling, where there is a quarter of the pixels left.
-    let wanted = filter(picture, |caps| {
-        caps.field("colorimetry", given.colorimetry().to_string()).field("format", encoder.preferred_format())
-    });
-    Ok(vec![scale, size, element("videoconvert")?, wanted?])
+    let keeps = PLANAR.contains(&format.as_str()) && encoder.takes(&format);
+    let wanted = if keeps { format.as_str() } else { encoder.preferred_format() };
+    let wanted = filter(picture, |caps| caps.field("format", wanted))?;
+    Ok(vec![scale, small, element("videoconvert")?, wanted])
 }
 
 /// 4:2:0, as is encoded.
