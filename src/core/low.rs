@@ -50,11 +50,6 @@ impl LowCapture {
         Self { wanted: false, source: Source::Closed, phase: Phase::Closed, backoff: Backoff::default() }
     }
 
-    /// That nobody can have one, whatever the camera is.
-    pub fn never(reason: String) -> Self {
-        Self { source: Source::Unfit(reason), ..Self::new() }
-    }
-
     pub fn set_wanted(&mut self, wanted: bool) -> Option<LowStep> {
         self.wanted = wanted;
         match self.phase {

@@ -216,7 +216,7 @@ impl Renditions {
                 self.low.follow(rate, limits, now);
             }
         } else {
-            self.low.waits = false;
+            self.low.is_held = false;
             self.low_needed_at.take_if(|at| now.saturating_duration_since(*at) >= LOW_LINGER);
         }
         self.low_needed_at.map(|_| self.low.bitrate)

@@ -71,10 +71,55 @@ async fn where_the_hardware_refuses_a_second_rendition_software_makes_it_and_the
     camera.stop().await;
 }
 
+#[tokio::test]
+#[ignore = "boots a virtual machine: make camera-vm"]
+async fn a_webcam_that_sends_jpeg_has_a_second_rendition() {
+    if std::env::var_os(IN_GUEST).is_none() {
+        let mut guest = Guest::boot(&[ENCODER]);
+        guest.start_webcam("MJPG", "jpegenc");
+        return run_again(&mut guest, "a_webcam_that_sends_jpeg_has_a_second_rendition");
+    }
+    let mut camera = Camera::sized(Source::V4l2("/dev/video20".into()), 320, 180, 1000);
+    camera.want(true);
+    camera.want_low(Some(300));
+    let low = camera.low_reaches(|low| matches!(low, LowState::Open { .. })).await;
+    assert_eq!(low, LowState::Open { width: 160, height: 90, encoder: "v4l2h264enc".into() });
+    for _ in 0..10 {
+        camera.next_low().await;
+        camera.next().await;
+    }
+    camera.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "boots a virtual machine: make camera-vm"]
+async fn a_webcam_that_sends_h264_has_no_second_rendition_and_says_what_would_change_that() {
+    if std::env::var_os(IN_GUEST).is_none() {
+        let mut guest = Guest::boot(&[ENCODER]);
+        let encode = "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=30 \
+                      ! video/x-h264,stream-format=byte-stream,alignment=au,profile=constrained-baseline";
+        guest.start_webcam("H264", encode);
+        return run_again(
+            &mut guest,
+            "a_webcam_that_sends_h264_has_no_second_rendition_and_says_what_would_change_that",
+        );
+    }
+    let mut camera = Camera::sized(Source::V4l2("/dev/video20".into()), 320, 180, 1000);
+    camera.want(true);
+    camera.want_low(Some(300));
+    camera.next().await;
+    let low = camera.low_reaches(|low| matches!(low, LowState::Unavailable { .. })).await;
+    assert!(matches!(&low, LowState::Unavailable { reason } if reason.contains("encoder.prefer")), "{low:?}");
+    camera.stop().await;
+}
+
 fn again_in_guest(test: &str) {
+    run_again(&mut Guest::boot(&[WEBCAM, ENCODER]), test);
+}
+
+fn run_again(guest: &mut Guest, test: &str) {
     let program = std::env::current_exe().expect("this program has a path");
     let program = program.file_name().and_then(|name| name.to_str()).expect("its name is text");
-    let mut guest = Guest::boot(&[WEBCAM, ENCODER]);
     let said = guest.run(&format!(
         "{IN_GUEST}=1 GST_V4L2_FORCE_DRAIN=1 /edgecam/deps/{program} --ignored --exact low::{test} --nocapture"
     ));

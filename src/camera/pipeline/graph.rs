@@ -283,7 +283,7 @@ const PACKAGES: [(&str, &str); 7] = [
     ("h264parse", "gstreamer1.0-plugins-bad"),
     ("videotestsrc", "gstreamer1.0-plugins-base"),
     ("videoconvert", "gstreamer1.0-plugins-base"),
-    ("videoconvertscale", "gstreamer1.0-plugins-base"),
+    ("videoscale", "gstreamer1.0-plugins-base"),
 ];
 
 pub(in crate::camera) fn element(name: &'static str) -> Result<gst::Element, SourceError> {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
+use gstreamer_video as gst_video;
 use tracing::{Span, debug, info, warn};
 
 use super::graph::{self, add_and_link, element, parser};
@@ -312,14 +313,17 @@ impl Drop for Graph<'_> {
 }
 
 fn in_software(caps: &gst::Caps, picture: &Picture, encoder: &Encoder) -> Result<Vec<gst::Element>, SourceError> {
-    let given = caps.structure(0);
-    let format = given.and_then(|given| given.get::<&str>("format").ok()).unwrap_or_default();
-    // Scaling within a format is several times as quick as into another one.
-    let keeps = PLANAR.contains(&format) && encoder.takes(format);
-    let target = if keeps { format } else { encoder.preferred_format() };
-    let scale = element("videoconvertscale")?;
-    scale.set_property("add-borders", given.is_some_and(|given| differs_in_shape(given, picture)));
-    Ok(vec![scale, scaled(target, picture)?])
+    let given = gst_video::VideoInfo::from_caps(caps).map_err(|error| SourceError::Graph(error.to_string()))?;
+    let scale = element("videoscale")?;
+    scale.set_property("add-borders", differs_in_shape(&given, picture));
+    // The large picture's colours: left to itself, GStreamer takes small ones for standard definition and computes each pixel anew.
+    let small = filter(picture, |caps| caps.field("colorimetry", given.colorimetry().to_string()))?;
+    // Converted after scaling, where a quarter of the pixels is left; not at all where the encoder takes them as they are.
+    let format = given.format().to_str();
+    let keeps = PLANAR.contains(&format.as_str()) && encoder.takes(&format);
+    let wanted = if keeps { format.as_str() } else { encoder.preferred_format() };
+    let wanted = filter(picture, |caps| caps.field("format", wanted))?;
+    Ok(vec![scale, small, element("videoconvert")?, wanted])
 }
 
 /// 4:2:0, as is encoded.
@@ -332,23 +336,24 @@ fn in_hardware(picture: &Picture, encoder: &Encoder, is_dmabuf: bool) -> Result<
     }
     scale.set_property_from_str("capture-io-mode", "dmabuf");
     encoder.import_dmabuf();
-    Ok(vec![scale, scaled(encoder.preferred_format(), picture)?])
+    Ok(vec![scale, filter(picture, |caps| caps.field("format", encoder.preferred_format()))?])
 }
 
-fn scaled(format: &str, picture: &Picture) -> Result<gst::Element, SourceError> {
+type Caps = gst::caps::Builder<gst::caps::NoFeature>;
+
+/// Lets only the small picture pass, with what else is asked of it.
+fn filter(picture: &Picture, also: impl FnOnce(Caps) -> Caps) -> Result<gst::Element, SourceError> {
     let filter = element("capsfilter")?;
     let caps = gst::Caps::builder("video/x-raw")
-        .field("format", format)
         .field("width", picture.width.cast_signed())
         .field("height", picture.height.cast_signed())
         .field("pixel-aspect-ratio", gst::Fraction::new(1, 1));
-    filter.set_property("caps", caps.build());
+    filter.set_property("caps", also(caps).build());
     Ok(filter)
 }
 
 /// More than rounding to even numbers makes of it: such a picture gets borders, lest everybody in it is fat.
-fn differs_in_shape(given: &gst::StructureRef, picture: &Picture) -> bool {
-    let side = |name| given.get::<i32>(name).map_or(1.0, f64::from);
-    let [given, wanted] = [side("width") / side("height"), f64::from(picture.width) / f64::from(picture.height)];
-    (given / wanted - 1.0).abs() > 0.02
+fn differs_in_shape(given: &gst_video::VideoInfo, picture: &Picture) -> bool {
+    let shape = |width: u32, height: u32| f64::from(width) / f64::from(height);
+    (shape(given.width(), given.height()) / shape(picture.width, picture.height) - 1.0).abs() > 0.02
 }
