@@ -27,8 +27,8 @@ use crate::core::places::{Place, PlaceLimits, Places, household};
 const PLACES: PlaceLimits = PlaceLimits { all: 128, per_address: 32, counts_loopback: true };
 /// Whoever connects has a session already, and so a check to send at once.
 const FIRST_CHECK: Duration = Duration::from_secs(5);
-/// A browser that connects once more may send reports before its check.
-const FRAMES_BEFORE: usize = 16;
+/// A browser that connects once more may send reports for some seconds before its next check.
+const FRAMES_BEFORE: usize = 256;
 /// How long checks by UDP are ahead of those by TCP: our agent takes the first pair that works and keeps it, so that one lost
 /// datagram would put a viewer on TCP for good.
 const HEAD_START: Duration = Duration::from_millis(500);
