@@ -56,10 +56,10 @@ pub fn framed_len(datagram: &[u8]) -> usize {
 }
 
 /// Appends a datagram as a frame. One of more than 65 535 bytes has no frame, nor could it have come as a datagram.
-pub fn put(datagram: &[u8], stream: &mut Vec<u8>) {
+pub fn put(datagram: &[u8], stream: &mut impl for<'a> Extend<&'a u8>) {
     let Ok(length) = u16::try_from(datagram.len()) else { return };
-    stream.extend_from_slice(&length.to_be_bytes());
-    stream.extend_from_slice(datagram);
+    stream.extend(&length.to_be_bytes());
+    stream.extend(datagram);
 }
 
 #[cfg(test)]

@@ -282,7 +282,10 @@ impl Peer {
     }
 
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        let TaggedBytesMut { now, transport, message: data } = self.connection.poll_write()?;
+        let Some(TaggedBytesMut { now, transport, message: data }) = self.connection.poll_write() else {
+            self.reconnection.end_trial();
+            return None;
+        };
         let TransportContext { local_addr: from, peer_addr, transport_protocol, .. } = transport;
         let (transport, to) = match transport_protocol {
             TransportProtocol::TCP => (Transport::Tcp, self.reconnection.address(peer_addr, &data, now)),

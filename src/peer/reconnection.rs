@@ -37,7 +37,7 @@ struct Renamed {
 impl Reconnection {
     /// The name under which the library is to see a datagram that came from an address.
     pub(super) fn name(&mut self, address: SocketAddr, datagram: &[u8], now: Instant) -> SocketAddr {
-        self.trial = None;
+        self.end_trial();
         let name = self.renamed.filter(|renamed| renamed.address == address).map_or(address, |renamed| renamed.name);
         let Some(stream) = &mut self.stream else { return name };
         let is_broken = stream.is_closed || now.saturating_duration_since(stream.heard_at) > SILENT_AFTER;
@@ -57,15 +57,20 @@ impl Reconnection {
         if is_stream && self.stream.as_ref().is_none_or(|stream| stream.name != name) {
             self.stream = Some(Stream { name, heard_at: now, is_closed: false });
         }
-        // The library answers only what knew its password.
-        if datagram.starts_with(&BINDING_SUCCESS)
-            && let Some(address) = self.trial.take()
+        // The library answers a check, or checks back, only when it knew the password.
+        if [BINDING_SUCCESS, BINDING_REQUEST].iter().any(|kind| datagram.starts_with(kind))
             && self.stream.as_ref().is_some_and(|stream| stream.name == name)
+            && let Some(address) = self.trial.take()
         {
             self.stream = Some(Stream { name, heard_at: now, is_closed: false });
             self.renamed = Some(Renamed { name, address });
         }
         self.current(name)
+    }
+
+    /// Everything that followed from a datagram went out: what the library sends from here on says nothing about it.
+    pub(super) fn end_trial(&mut self) {
+        self.trial = None;
     }
 
     pub(super) fn handle_closed(&mut self, address: SocketAddr) {
@@ -109,10 +114,11 @@ mod tests {
     fn a_proven_connection_takes_the_place_of_a_closed_one_as_often_as_it_happens() {
         let now = Instant::now();
         let mut paths = streaming(now);
-        for (closed, new) in [(1, 2), (2, 3), (3, 4)] {
+        // The library does not answer a nomination of what it has not checked yet, but checks.
+        for (closed, new, answer) in [(1, 2, BINDING_SUCCESS), (2, 3, BINDING_REQUEST), (3, 4, BINDING_SUCCESS)] {
             paths.handle_closed(at(closed));
             assert_eq!(paths.name(at(new), &BINDING_REQUEST, now), at(1));
-            assert_eq!(paths.address(at(1), &BINDING_SUCCESS, now), at(new));
+            assert_eq!(paths.address(at(1), &answer, now), at(new));
             assert_eq!(paths.address(at(1), &MEDIA, now), at(new));
             assert_eq!(paths.name(at(new), &MEDIA, now), at(1));
         }
@@ -124,6 +130,8 @@ mod tests {
         let mut paths = streaming(now);
         paths.handle_closed(at(1));
         assert_eq!(paths.name(at(2), &BINDING_REQUEST, now), at(1), "shown, and found bad: no answer");
+        paths.end_trial();
+        assert_eq!(paths.address(at(1), &BINDING_REQUEST, now), at(1), "of the library's own accord");
         assert_eq!(paths.address(at(1), &MEDIA, now), at(1));
         assert_eq!(paths.name(at(3), &MEDIA, now), at(3), "not even shown");
         assert_eq!(paths.address(at(1), &BINDING_SUCCESS, now), at(1), "to nobody's check");

@@ -28,13 +28,13 @@ export class Daemon {
   #log = [];
 
   /** Starts one for this test, and stops it after it. */
-  static async start(t, toml = FRONT, id = 'testbench') {
+  static async start(t, toml = FRONT, id = 'testbench', ice = '') {
     if (!existsSync(PROGRAM)) throw new Error(`there is no ${PROGRAM}; build it first, or name another in EDGECAM_BIN`);
     const daemon = new Daemon();
     daemon.#folder = await mkdtemp(join(tmpdir(), 'edgecam-browser-'));
     t.after(() => daemon.#end());
     await writeFile(daemon.file('token-key'), 'a key for tests only, not to be used for anything else', { mode: 0o600 });
-    [daemon.toml, daemon.id] = [toml, id];
+    [daemon.toml, daemon.id, daemon.ice] = [toml, id, ice];
     await daemon.run();
     return daemon;
   }
@@ -42,7 +42,7 @@ export class Daemon {
   /** Again on the same port, if it ran before. */
   async run() {
     this.port ??= await freePort();
-    const head = `[device]\nid = "${this.id}"\nstate_dir = "HERE/state"\n[http]\nlisten = "127.0.0.1:${this.port}"\n[ice]\nudp_port = 0\nadvertise = ["127.0.0.1"]\n`;
+    const head = `[device]\nid = "${this.id}"\nstate_dir = "HERE/state"\n[http]\nlisten = "127.0.0.1:${this.port}"\n[ice]\nudp_port = 0\nadvertise = ["127.0.0.1"]\n${this.ice}\n`;
     // HERE: the folder of the configuration, for what a test puts there.
     await writeFile(this.config, (head + this.toml).replaceAll('HERE', this.#folder));
     this.#child = spawn(PROGRAM, ['run', '--config', this.config], { stdio: ['ignore', 'pipe', 'pipe'] });

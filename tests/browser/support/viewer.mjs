@@ -23,7 +23,7 @@ const LAUNCH = {
   ],
 };
 
-export const launch = () => chromium.launch(LAUNCH);
+export const launch = (...args) => chromium.launch({ ...LAUNCH, args: [...LAUNCH.args, ...args] });
 /** A browser whose process is known, and can be killed. */
 export const launchServer = () => chromium.launchServer(LAUNCH);
 export const connect = (server) => chromium.connect(server.wsEndpoint());
