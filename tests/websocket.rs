@@ -14,6 +14,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
@@ -56,6 +57,21 @@ impl Viewer {
         None
     }
 
+    async fn introduces_itself(&mut self, resume: Option<&str>) -> Value {
+        self.says(json!({ "v": 1, "type": "hello", "resume": resume })).await;
+        self.hears().await
+    }
+
+    async fn closes_with(&mut self, code: u16) {
+        let frame = CloseFrame { code: code.into(), reason: "".into() };
+        self.0.close(Some(frame)).await.unwrap();
+    }
+
+    /// The connection ends without a word.
+    fn loses_its_network(self) {
+        drop(self);
+    }
+
     async fn offers(&mut self, session: &str) -> Value {
         let description = json!({ "type": "offer", "sdp": offer() });
         self.says(json!({ "v": 1, "id": "o", "type": "offer", "session": session, "camera": "front", "description": description }))
@@ -78,6 +94,122 @@ async fn hello_is_answered_with_all_a_viewer_needs() {
         { "urls": ["turn:turn.example.org:3478"], "username": "u", "credential": "p" },
     ]);
     assert_eq!(welcome["ice_servers"], servers);
+}
+
+#[tokio::test]
+async fn a_lost_socket_is_taken_over_by_the_next_with_its_sessions_and_all_that_was_not_said_yet() {
+    let mut device = Door::open().await;
+    let mut viewer = Viewer::comes(&device).await;
+    let first = viewer.introduces_itself(None).await;
+    assert_eq!(first["resumed"], false);
+    viewer.offers("tile-1").await;
+    let from = device.hears_request().await.from;
+    viewer.loses_its_network();
+    while device.counters.sockets_closed.get() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The engine goes on speaking to whoever will be there.
+    device.say(&from, Reply::Notice(Notice::CameraBack)).unwrap();
+
+    let mut again = Viewer::comes(&device).await;
+    let second = again.introduces_itself(first["resume"].as_str()).await;
+    assert_eq!((&second["resumed"], &second["resume"]), (&json!(true), &first["resume"]));
+    assert_eq!(again.hears().await["state"], "camera-back");
+    let description = json!({ "type": "offer", "sdp": offer() });
+    again.says(json!({ "v": 1, "id": "r", "type": "restart", "session": "tile-1", "description": description })).await;
+    let answered = again.hears().await;
+    assert_eq!((&answered["id"], &answered["description"]["sdp"]), (&json!("r"), &json!(answer("srvB"))));
+    let request = device.hears_request().await;
+    assert_eq!(request.from, from, "to the engine it is the same client");
+
+    again.0.close(None).await.unwrap();
+    assert!(matches!(device.hears().await, Heard::Left), "who closes leaves at once");
+}
+
+#[tokio::test]
+async fn a_socket_that_seems_alive_is_taken_over_too() {
+    let mut device = Door::open().await;
+    let mut old = Viewer::comes(&device).await;
+    let name = old.introduces_itself(None).await["resume"].clone();
+    old.offers("tile-1").await;
+    let from = device.hears_request().await.from;
+    let mut new = Viewer::comes(&device).await;
+    assert_eq!(new.introduces_itself(name.as_str()).await["resumed"], true);
+    assert_eq!(old.is_closed_with().await, Some((1000, "resumed".into())));
+    device.say(&from, Reply::Notice(Notice::CameraBack)).unwrap();
+    assert_eq!(new.hears().await["state"], "camera-back");
+    assert!(device.has_heard_nothing(), "nobody has left");
+
+    // A page that gave its socket up says so, and comes back, too.
+    new.closes_with(4000).await;
+    let mut third = Viewer::comes(&device).await;
+    assert_eq!(third.introduces_itself(name.as_str()).await["resumed"], true);
+}
+
+#[tokio::test]
+async fn sessions_are_taken_over_by_those_only_who_were_told_how_and_may() {
+    let mut device = Door::with(Plan { rule: Rule::Key(key()), ..Plan::default() }).await;
+    let mut owner = Viewer::comes(&device).await;
+    owner.says(json!({ "v": 1, "type": "hello", "token": token(None) })).await;
+    let name = owner.hears().await["resume"].clone();
+    owner.offers("tile-1").await;
+    device.hears_request().await;
+
+    let mut thief = Viewer::comes(&device).await;
+    thief.says(json!({ "v": 1, "type": "hello", "resume": name })).await;
+    assert_eq!(thief.hears().await["code"], "token-needed");
+    let mut guesser = Viewer::comes(&device).await;
+    guesser.says(json!({ "v": 1, "type": "hello", "token": token(None), "resume": "0".repeat(32) })).await;
+    let welcome = guesser.hears().await;
+    assert_eq!(welcome["resumed"], false);
+    // Who has sessions of its own stays who it is.
+    guesser.offers("tile-1").await;
+    guesser.says(json!({ "v": 1, "type": "hello", "resume": name })).await;
+    let again = guesser.hears().await;
+    assert_eq!((&again["resumed"], &again["resume"]), (&json!(false), &welcome["resume"]));
+    owner.says(json!({ "v": 1, "type": "ping" })).await;
+    assert_eq!(owner.hears().await["type"], "pong", "nothing was taken from it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_that_nobody_takes_over_end_after_ten_seconds() {
+    let mut device = Door::open().await;
+    let mut viewer = Viewer::comes(&device).await;
+    let name = viewer.introduces_itself(None).await["resume"].clone();
+    viewer.offers("tile-1").await;
+    device.hears_request().await;
+    viewer.loses_its_network();
+    let before = std_now();
+    assert!(matches!(device.hears().await, Heard::Left));
+    let waited = std_now() - before;
+    assert!((Duration::from_secs(9)..Duration::from_secs(11)).contains(&waited), "{waited:?}");
+    let mut late = Viewer::comes(&device).await;
+    assert_eq!(late.introduces_itself(name.as_str()).await["resumed"], false);
+}
+
+#[tokio::test]
+async fn only_so_many_lost_sockets_are_waited_for() {
+    let links = LinkSettings { max_lost_sockets: 1, ..LinkSettings::default() };
+    let mut device = Door::with(Plan { links, ..Plan::default() }).await;
+    for at_once in [false, true, true] {
+        let mut viewer = Viewer::comes(&device).await;
+        viewer.introduces_itself(None).await;
+        viewer.offers("tile-1").await;
+        device.hears_request().await;
+        viewer.loses_its_network();
+        if at_once {
+            assert!(matches!(device.hears().await, Heard::Left));
+        } else {
+            while device.counters.sockets_closed.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    // Those who never said hello, or have no session, could not come back anyway.
+    let mut stranger = Viewer::comes(&device).await;
+    stranger.introduces_itself(None).await;
+    stranger.loses_its_network();
+    assert!(matches!(device.hears().await, Heard::Left));
 }
 
 #[tokio::test]

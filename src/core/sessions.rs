@@ -192,11 +192,13 @@ impl Sessions {
             self.counters.sessions_opened.add(1);
             self.change(&camera, |camera| camera.watch(now));
         }
-        match answer {
-            Ok(sdp) => self.respond(to.clone(), id, Reply::Answer { sdp }),
-            Err(reason) => self.respond(to.clone(), id, Reply::Rejected(reason)),
-        }
-        if is_first && let Some(reason) = self.cameras.get(&camera).and_then(Camera::lost) {
+        let sdp = match answer {
+            Ok(sdp) => sdp,
+            Err(reason) => return self.respond(to, id, Reply::Rejected(reason)),
+        };
+        self.respond(to.clone(), id, Reply::Answer { sdp });
+        // Who restarts may have missed it with its old network.
+        if let Some(reason) = self.cameras.get(&camera).and_then(Camera::lost) {
             let reason = reason.to_owned();
             self.respond(to, None, Reply::Notice(Notice::CameraLost { reason }));
         }

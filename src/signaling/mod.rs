@@ -9,6 +9,7 @@ mod figures;
 pub mod ice_servers;
 pub mod mqtt;
 mod problem;
+mod resume;
 mod rim;
 pub mod sdpfrag;
 mod still;
@@ -97,6 +98,9 @@ pub struct LinkSettings {
     pub ping_interval: Duration,
     /// A socket from which nothing came for so long is closed.
     pub idle_timeout: Duration,
+    /// How long the sessions of a lost socket wait for another to take them over, and how many sockets' sessions may wait at one time.
+    pub resume_within: Duration,
+    pub max_lost_sockets: usize,
     /// Messages a second on one socket, and how many may come at once: a page that opens eight pictures sends about a hundred.
     pub messages_per_s: u32,
     pub message_burst: u32,
@@ -115,6 +119,8 @@ impl Default for LinkSettings {
             auth_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(45),
+            resume_within: Duration::from_secs(10),
+            max_lost_sockets: 64,
             messages_per_s: 20,
             message_burst: 128,
             body_timeout: Duration::from_secs(10),
@@ -161,6 +167,7 @@ impl Links {
             ice_servers: self.offered_servers(),
             max_candidates: self.settings.max_candidates,
             idle_ms: None,
+            resume: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! `GET /ws`: the envelope over a WebSocket (RFC 6455). One socket is one client, with any number of sessions.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +12,15 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::get;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::access::Denied;
 use super::problem::Problem;
+use super::resume::{Ends, Resumable, Successor};
 use super::token::Grant;
-use super::wire::{self, Fault, Incoming, Outgoing, Said, Token, Welcome};
-use super::{Inbound, LinkSettings, Links, Outbox, clock, rim, unguessable_name};
+use super::wire::{self, Fault, Incoming, Outgoing, Resume, Said, Token, Welcome};
+use super::{Inbound, LinkSettings, Links, clock, rim, unguessable_name};
 use crate::core::pace::{Pace, Rate};
 use crate::core::signal::{
     Address, CameraId, ClientId, Correlation, LinkId, RejectReason, Reply, Request, Response, Signal,
@@ -36,16 +38,30 @@ const OUTBOX: usize = 64;
 /// For the engine's last words when the device stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// The other side's word for: this socket is of no use any more, and I will be back with another.
+const BACK_SOON: u16 = 4000;
+
 pub(super) fn router(links: Arc<Links>) -> Router {
-    Router::new().route("/ws", get(open)).with_state(links)
+    let lost = Semaphore::new(links.settings.max_lost_sockets);
+    let sockets = Sockets { links, resumable: Resumable::default(), lost };
+    Router::new().route("/ws", get(open)).with_state(Arc::new(sockets))
+}
+
+/// What all sockets share.
+struct Sockets {
+    links: Arc<Links>,
+    resumable: Resumable,
+    /// Places for those that wait for the next socket.
+    lost: Semaphore,
 }
 
 async fn open(
-    State(links): State<Arc<Links>>,
+    State(sockets): State<Arc<Sockets>>,
     ConnectInfo(caller): ConnectInfo<IpAddr>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> HttpResponse {
+    let links = Arc::clone(&sockets.links);
     if let Err(denied) = rim::admit_page(&links, &headers) {
         return Problem::from(denied).into_response();
     }
@@ -64,19 +80,26 @@ async fn open(
         .read_buffer_size(8 * 1024)
         .on_upgrade(move |socket| async move {
             links.counters.sockets_opened.add(1);
-            Conversation::new(Arc::clone(&links), caller).run(socket, token).await;
+            let lost = Conversation::new(sockets, caller).run(socket, token).await;
             links.counters.sockets_closed.add(1);
+            if let Some(lost) = lost {
+                lost.wait_for_successor().await;
+            }
             drop(running);
         })
 }
 
 /// One client from its first word to its last.
 struct Conversation {
+    sockets: Arc<Sockets>,
     links: Arc<Links>,
     caller: IpAddr,
     client: ClientId,
-    outbox: Outbox,
-    responses: mpsc::Receiver<Response>,
+    ends: Ends,
+    /// Calls when another socket takes over. Only who said hello was told how.
+    successor: Option<oneshot::Receiver<Successor>>,
+    /// There may be sessions.
+    has_offered: bool,
     grant: Option<Grant>,
     /// The camera named in `hello`.
     camera: Option<CameraId>,
@@ -85,8 +108,12 @@ struct Conversation {
 
 /// Why a conversation is over.
 enum End {
-    /// The other side is gone; there is nobody to tell.
-    Gone,
+    /// The other side closed it; there is nobody to tell.
+    Left,
+    /// It broke, or its other side will come back with another.
+    Lost,
+    /// Another has taken over.
+    Resumed(Successor),
     Closed {
         code: u16,
         reason: &'static str,
@@ -96,20 +123,78 @@ enum End {
 }
 
 impl Conversation {
-    fn new(links: Arc<Links>, caller: IpAddr) -> Self {
+    fn new(sockets: Arc<Sockets>, caller: IpAddr) -> Self {
+        let links = Arc::clone(&sockets.links);
         let (outbox, responses) = mpsc::channel(OUTBOX);
-        let client = ClientId { link: LinkId::WebSocket, name: unguessable_name().into() };
         let grant = (!links.access.needs_token()).then(Grant::everything);
-        let pace = Pace::new(clock());
-        Self { links, caller, client, outbox, responses, grant, camera: None, pace }
+        Self {
+            sockets,
+            links,
+            caller,
+            client: ClientId { link: LinkId::WebSocket, name: unguessable_name().into() },
+            ends: Ends { outbox, responses },
+            successor: None,
+            has_offered: false,
+            grant,
+            camera: None,
+            pace: Pace::new(clock()),
+        }
     }
 
-    async fn run(mut self, mut socket: WebSocket, token: Option<String>) {
+    /// Returns what is left when the socket is lost.
+    async fn run(mut self, mut socket: WebSocket, token: Option<String>) -> Option<Self> {
         let Err(end) = self.talk(&mut socket, token).await;
-        let Self { links, client, .. } = self;
-        // The sessions end first: their places are free while the socket says goodbye. The wait is for room in the channel.
-        let _gone = links.engine.send(Inbound::Left { client }).await;
-        say_goodbye(socket, end).await;
+        // The sessions come first: their places are free, or theirs again, while the socket says goodbye.
+        match end {
+            End::Lost => return Some(self),
+            End::Resumed(successor) => {
+                self.hand_over(successor).await;
+                close(socket, close_code::NORMAL, "resumed").await;
+            }
+            End::Left => self.leave().await,
+            End::Closed { code, reason } => {
+                self.leave().await;
+                close(socket, code, reason).await;
+            }
+            End::Fault(fault) => {
+                self.leave().await;
+                let code = fault.code;
+                if send(&mut socket, &Outgoing::Error(fault)).await.is_ok() {
+                    close(socket, close_code::POLICY, code).await;
+                }
+            }
+        }
+        None
+    }
+
+    /// A viewer who changes networks needs a moment: its sessions go on, for the next socket to take them over.
+    async fn wait_for_successor(mut self) {
+        let sockets = Arc::clone(&self.sockets);
+        if self.has_offered
+            && self.successor.is_some()
+            && let Ok(_place) = sockets.lost.try_acquire()
+        {
+            tokio::select! {
+                successor = called(&mut self.successor) => return self.hand_over(successor).await,
+                () = sleep(self.links.settings.resume_within) => {}
+                () = self.links.stopping.cancelled() => {}
+            }
+        }
+        self.leave().await;
+    }
+
+    async fn hand_over(mut self, successor: Successor) {
+        let (outbox, responses) = mpsc::channel(1);
+        let ends = std::mem::replace(&mut self.ends, Ends { outbox, responses });
+        if successor.send(ends).is_err() {
+            self.leave().await; // it has gone on without us
+        }
+    }
+
+    /// The wait is for room in the channel.
+    async fn leave(self) {
+        self.sockets.resumable.leave(&self.client.name);
+        let _gone = self.links.engine.send(Inbound::Left { client: self.client }).await;
     }
 
     async fn talk(&mut self, socket: &mut WebSocket, token: Option<String>) -> Result<Infallible, End> {
@@ -121,7 +206,8 @@ impl Conversation {
             tokio::select! {
                 biased;
                 () = self.links.stopping.cancelled() => return Err(self.last_words(socket).await),
-                Some(response) = self.responses.recv() => {
+                successor = called(&mut self.successor) => return Err(End::Resumed(successor)),
+                Some(response) = self.ends.responses.recv() => {
                     send(socket, &Outgoing::Response(&response)).await?;
                 }
                 received = socket.recv() => {
@@ -130,7 +216,7 @@ impl Conversation {
                 }
                 () = sleep_until(timers.next(self.grant.is_some())) => {
                     timers.ring(self.grant.is_some(), &self.links.settings)?;
-                    socket.send(Message::Ping("".into())).await.map_err(|_| End::Gone)?;
+                    socket.send(Message::Ping("".into())).await.map_err(|_| End::Lost)?;
                 }
             }
         }
@@ -142,8 +228,16 @@ impl Conversation {
         socket: &mut WebSocket,
     ) -> Result<(), End> {
         let text = match received {
-            None | Some(Ok(Message::Close(_))) => return Err(End::Gone),
-            Some(Err(error)) => return Err(fault(&None, "unreadable", format!("the message cannot be read: {error}"))),
+            Some(Ok(Message::Close(frame))) => {
+                return Err(if frame.is_some_and(|frame| frame.code == BACK_SOON) { End::Lost } else { End::Left });
+            }
+            None => return Err(End::Lost),
+            Some(Err(error)) => {
+                // A connection that broke takes no words any more; one with an unreadable message on it does.
+                let message = format!("the message cannot be read: {error}");
+                send(socket, &Outgoing::Error(Fault { code: "unreadable", message, ..no_fault() })).await?;
+                return Err(End::Closed { code: close_code::POLICY, reason: "unreadable" });
+            }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => return self.keep_pace(),
             Some(Ok(Message::Binary(_))) => {
                 self.keep_pace()?;
@@ -165,13 +259,16 @@ impl Conversation {
             self.introduce(Some(&token.0), &id)?;
         }
         let (session, signal) = match (said, &self.grant) {
-            (Said::Hello { token, camera }, _) => return self.greet(id, token, camera, socket).await,
+            (Said::Hello { token, camera, resume }, _) => return self.greet(id, token, camera, resume, socket).await,
             (_, None) => return Err(denied(&id, &Denied::TokenNeeded)),
             (Said::Ping, Some(_)) => return send(socket, &Outgoing::Pong { id }).await,
             (Said::Signal { session, signal }, Some(_)) => (session, signal),
             (Said::Offer { session, camera, sdp, quality, token: _ }, Some(grant)) => {
                 match self.camera_for(camera, grant) {
-                    Ok(camera) => (session, Signal::Offer { camera, sdp, quality }),
+                    Ok(camera) => {
+                        self.has_offered = true;
+                        (session, Signal::Offer { camera, sdp, quality })
+                    }
                     Err(denied) => {
                         self.links.counters.denied.add(1);
                         return self.refuse(socket, Fault { session: Some(session), ..fault_of(&id, &denied) }).await;
@@ -188,11 +285,33 @@ impl Conversation {
         id: Correlation,
         token: Option<Token>,
         camera: Option<CameraId>,
+        resume: Option<Token>,
         socket: &mut WebSocket,
     ) -> Result<(), End> {
         self.introduce(token.as_ref().map(|token| token.0.as_str()), &id)?;
         self.camera = camera.or(self.camera.take());
-        send(socket, &Outgoing::Welcome { id, welcome: &self.welcome() }).await
+        let resumed = match resume {
+            Some(Token(name)) => self.resume(&name).await,
+            None => false,
+        };
+        if self.successor.is_none() {
+            self.successor = Some(self.sockets.resumable.enter(Arc::clone(&self.client.name)));
+        }
+        send(socket, &Outgoing::Welcome { id, welcome: &self.welcome(resumed) }).await
+    }
+
+    /// Becomes the client of this name. Who has sessions already stays who it is.
+    async fn resume(&mut self, name: &str) -> bool {
+        if self.has_offered || *self.client.name == *name {
+            return false;
+        }
+        let Some(ends) = self.sockets.resumable.take_over(name).await else { return false };
+        self.sockets.resumable.leave(&self.client.name);
+        self.client.name = name.into();
+        self.ends = ends;
+        self.successor = None;
+        self.has_offered = true;
+        true
     }
 
     fn camera_for(&self, named: Option<CameraId>, grant: &Grant) -> Result<CameraId, Denied> {
@@ -201,7 +320,7 @@ impl Conversation {
 
     async fn submit(&self, request: Request, socket: &mut WebSocket) -> Result<(), End> {
         let (to, id) = (request.from.clone(), request.id.clone());
-        match self.links.submit(request, self.outbox.clone()).await {
+        match self.links.submit(request, self.ends.outbox.clone()).await {
             Ok(()) => Ok(()),
             Err(reason) => {
                 let response = Response { to, id, reply: Reply::Rejected(reason) };
@@ -220,9 +339,10 @@ impl Conversation {
         Ok(())
     }
 
-    fn welcome(&self) -> Welcome {
+    fn welcome(&self, resumed: bool) -> Welcome {
         let idle_ms = Some(self.links.settings.idle_timeout.as_millis());
-        Welcome { idle_ms, ..self.links.welcome(self.grant.as_ref()) }
+        let resume = Some(Resume { name: Token(self.client.name.to_string()), resumed });
+        Welcome { idle_ms, resume, ..self.links.welcome(self.grant.as_ref()) }
     }
 
     fn keep_pace(&mut self) -> Result<(), End> {
@@ -244,9 +364,9 @@ impl Conversation {
     /// The engine says bye to every session and lets go of the outbox; that is passed on before the socket closes.
     async fn last_words(&mut self, socket: &mut WebSocket) -> End {
         let (unused, _) = mpsc::channel(1);
-        drop(std::mem::replace(&mut self.outbox, unused));
+        drop(std::mem::replace(&mut self.ends.outbox, unused));
         let forward = async {
-            while let Some(response) = self.responses.recv().await {
+            while let Some(response) = self.ends.responses.recv().await {
                 send(socket, &Outgoing::Response(&response)).await?;
             }
             Ok::<_, End>(())
@@ -298,21 +418,21 @@ impl Timers {
 
 /// A write that never ends is cut off below, by the listener.
 async fn send(socket: &mut WebSocket, outgoing: &Outgoing<'_>) -> Result<(), End> {
-    socket.send(Message::Text(wire::encode(outgoing).into())).await.map_err(|_| End::Gone)
+    socket.send(Message::Text(wire::encode(outgoing).into())).await.map_err(|_| End::Lost)
 }
 
-async fn say_goodbye(mut socket: WebSocket, end: End) {
-    let (code, reason) = match end {
-        End::Gone => return,
-        End::Closed { code, reason } => (code, reason),
-        End::Fault(fault) => {
-            let code = fault.code;
-            if send(&mut socket, &Outgoing::Error(fault)).await.is_err() {
-                return;
-            }
-            (close_code::POLICY, code)
+/// The next one who takes over, if ever.
+async fn called(successor: &mut Option<oneshot::Receiver<Successor>>) -> Successor {
+    if let Some(calls) = successor {
+        if let Ok(successor) = calls.await {
+            return successor;
         }
-    };
+        *successor = None;
+    }
+    pending().await
+}
+
+async fn close(mut socket: WebSocket, code: u16, reason: &'static str) {
     let frame = CloseFrame { code, reason: reason.into() };
     if socket.send(Message::Close(Some(frame))).await.is_ok() {
         // Until the other side has read it: a connection closed with unread bytes in it takes our last words along.

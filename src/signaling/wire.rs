@@ -33,7 +33,7 @@ pub struct Incoming {
     pub said: Said,
 }
 
-/// A viewer's token, which no debug output shows.
+/// A viewer's token, or the name its sessions are resumed by, which no debug output shows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(pub String);
 
@@ -48,6 +48,8 @@ pub enum Said {
     Hello {
         token: Option<Token>,
         camera: Option<CameraId>,
+        /// What an earlier `welcome` gave for this.
+        resume: Option<Token>,
     },
     /// Without a camera: the one named in `hello`, or the device's first.
     Offer {
@@ -84,6 +86,16 @@ pub struct Welcome {
     pub max_candidates: usize,
     /// A client that is silent for so long is gone; `None`: it may be silent for ever.
     pub idle_ms: Option<u128>,
+    /// `None`: sessions do not end with a connection, so there is nothing to resume.
+    pub resume: Option<Resume>,
+}
+
+/// How the sessions of a socket are taken over by the next one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resume {
+    pub name: Token,
+    /// Those of the one before were.
+    pub resumed: bool,
 }
 
 /// An `error` message: a stable word, a sentence, and when to try again.
@@ -193,6 +205,7 @@ struct Envelope {
     candidate: Option<Value>,
     sdp: Option<Value>,
     quality: Option<Value>,
+    resume: Option<Value>,
 }
 
 /// Tells a `null` from a field that is not there.
@@ -231,7 +244,11 @@ impl Envelope {
         }
         let kind = text("type", self.r#type.as_ref())?.ok_or_else(|| field("type", "is missing"))?;
         let said = match kind {
-            "hello" => Said::Hello { token: self.token()?, camera: self.camera()? },
+            "hello" => Said::Hello {
+                token: self.token()?,
+                camera: self.camera()?,
+                resume: secret("resume", self.resume.as_ref())?,
+            },
             "offer" => Said::Offer {
                 session: self.session()?,
                 camera: self.camera()?,
@@ -264,7 +281,7 @@ impl Envelope {
     }
 
     fn token(&self) -> Result<Option<Token>, WireError> {
-        Ok(text("token", self.token.as_ref())?.map(|token| Token(token.to_owned())))
+        secret("token", self.token.as_ref())
     }
 
     fn quality(&self) -> Result<Option<Quality>, WireError> {
@@ -316,6 +333,10 @@ fn text<'v>(name: &'static str, value: Option<&'v Value>) -> Result<Option<&'v s
     }
 }
 
+fn secret(name: &'static str, value: Option<&Value>) -> Result<Option<Token>, WireError> {
+    Ok(text(name, value)?.map(|secret| Token(secret.to_owned())))
+}
+
 fn field(field: &'static str, problem: &str) -> WireError {
     WireError::Field { field, problem: problem.to_owned() }
 }
@@ -325,7 +346,7 @@ fn bad_name(name: &'static str, error: &BadName) -> WireError {
 }
 
 fn welcome_json(welcome: &Welcome) -> Value {
-    let Welcome { device, cameras, ice_servers, max_candidates, idle_ms } = welcome;
+    let Welcome { device, cameras, ice_servers, max_candidates, idle_ms, resume } = welcome;
     let cameras: Vec<_> = cameras.iter().map(CameraId::as_str).collect();
     let ice_servers: Vec<_> = ice_servers.iter().map(server_json).collect();
     let mut json = json!({
@@ -338,6 +359,10 @@ fn welcome_json(welcome: &Welcome) -> Value {
     });
     if let Some(idle_ms) = idle_ms {
         json["limits"]["idle_ms"] = millis(*idle_ms).into();
+    }
+    if let Some(Resume { name, resumed }) = resume {
+        json["resume"] = name.0.as_str().into();
+        json["resumed"] = (*resumed).into();
     }
     json
 }

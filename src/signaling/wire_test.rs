@@ -186,6 +186,7 @@ fn bad_messages_are_named_and_keep_their_id_and_session() {
         (r#"{"v":1,"type":"bye","session":""}"#, "bad-field"),
         (r#"{"v":1,"type":"bye","session":"a b"}"#, "bad-field"),
         (r#"{"v":1,"type":"hello","token":5}"#, "bad-field"),
+        (r#"{"v":1,"type":"hello","resume":true}"#, "bad-field"),
         (r#"{"v":1,"type":"hello","camera":"../etc"}"#, "bad-field"),
         (r#"{"v":1,"type":"offer","session":"s"}"#, "bad-field"),
         (r#"{"v":1,"type":"offer","session":"s","description":"v=0"}"#, "bad-field"),
@@ -247,7 +248,7 @@ fn what_the_camera_says_by_itself_has_its_own_words() {
 
 #[test]
 fn a_token_does_not_show_in_debug_output() {
-    let hello = decode(br#"{"v":1,"type":"hello","token":"secret-token"}"#).unwrap();
+    let hello = decode(br#"{"v":1,"type":"hello","token":"secret-token","resume":"secret-name"}"#).unwrap();
     assert!(!format!("{hello:?}").contains("secret"));
 }
 
@@ -300,7 +301,8 @@ fn ours_like(example: &Value) -> Value {
                 cameras: vec![],
                 ice_servers: vec![server],
                 max_candidates: 64,
-                idle_ms: Some(45_000),
+                idle_ms: example["limits"].get("idle_ms").map(|_| 45_000),
+                resume: example.get("resume").map(|_| Resume { name: Token("n".into()), resumed: false }),
             };
             encode(&Outgoing::Welcome { id: Some("1".into()), welcome: &welcome })
         }

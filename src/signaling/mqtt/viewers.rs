@@ -243,7 +243,7 @@ impl Client {
         let Message { id, said } = heard;
         let signal = match said {
             Said::Ping => return say(to, &Reply::Pong { id }),
-            Said::Hello { token, camera } => {
+            Said::Hello { token, camera, resume: _ } => {
                 let grant = match self.introduce(token, links) {
                     Ok(grant) => grant,
                     Err(denied) => return refuse(Fault { id, ..(&denied).into() }, to),
