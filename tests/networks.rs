@@ -139,7 +139,7 @@ fn a_shaper_that_lets_bursts_pass_does_not_fool_the_probes() {
             );
             assert!(used >= 0.8, "{bucket}, seed {seed}: {used} used");
             assert!(fps >= 27.0, "{bucket}, seed {seed}: {fps} pictures a second");
-            assert!(wait < 200 * MS, "{bucket}, seed {seed}: packets wait {wait:?}");
+            assert!(wait < 250 * MS, "{bucket}, seed {seed}: packets wait {wait:?}");
         }
     }
 }
