@@ -23,6 +23,8 @@ const PATIENCE: u32 = 3;
 /// An estimate is a guess for so long, unless it says that the network carries less than was thought: the others' pictures
 /// are not made worse for a guess.
 const SETTLING: Duration = Duration::from_millis(600);
+/// So much of what is wanted is as good as all.
+const ENOUGH: f64 = 0.95;
 /// So far behind its pacer a viewer wakes the loop, and no sooner: some packets leave together.
 const LEAST_REST: Duration = Duration::from_millis(5);
 /// In a probe the rate is what counts.
@@ -200,7 +202,8 @@ impl Outlet {
 
     /// The pacer follows the estimate.
     fn follow(&mut self, now: Instant) {
-        let carries_all = self.is_near && self.congestion.estimate() >= self.wanted;
+        let enough = f64::from(self.wanted.kbps()) * ENOUGH;
+        let carries_all = self.is_near && f64::from(self.congestion.estimate().kbps()) >= enough;
         if self.is_known() && !carries_all {
             self.pacer.get_or_insert_with(|| Pacer::new(now)).set_rate(self.congestion.pacing_rate());
         } else if self.is_known() || self.reports >= PATIENCE {
