@@ -9,6 +9,7 @@ mod outlet;
 mod picture;
 mod reconnection;
 mod sdp;
+mod sending;
 mod setup;
 mod stream;
 mod transport_wide;
@@ -24,21 +25,20 @@ use rtc::peer_connection::message::{RTCMessage, TaggedRTCMessage};
 use rtc::peer_connection::sdp::RTCSessionDescription;
 use rtc::peer_connection::state::RTCPeerConnectionState;
 use rtc::peer_connection::transport::{RTCDtlsTransportState, RTCIceCandidateInit};
-use rtc::rtp;
 use rtc::rtp_transceiver::RTCRtpSenderId;
 use rtc::sansio::Protocol;
-use rtc::shared::marshal::MarshalSize;
 use rtc::shared::{TaggedBytesMut, TransportContext, TransportProtocol};
 use rtc::statistics::StatsSelector;
+use rtc::statistics::report::RTCStatsReportEntry;
 use tracing::debug;
 
 use self::feedback::{Feedback, Heard};
-use self::history::{History, Verdict};
+use self::history::History;
 use self::outlet::Outlet;
 use self::picture::Underway;
 use self::reconnection::Reconnection;
 use self::sdp::RemoteCandidate;
-use self::stream::{PLAYOUT_DELAY_URI, Stream, StreamPacket};
+use self::stream::{PLAYOUT_DELAY_URI, Stream};
 use self::transport_wide::{Numbering, TRANSPORT_WIDE_URI};
 use crate::core::access_unit::Bitrate;
 use crate::core::candidate::{Candidate, CandidateKind};
@@ -57,8 +57,6 @@ pub use self::setup::{Identity, IdentityError, PeerSettings};
 const CHECKED_CANDIDATES: usize = 16;
 /// Handling the same timeout again sooner only burns CPU.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
-/// Repeats that may wait for their turn; what is asked for beyond that would come too late.
-const WAITING_REPEATS: usize = 256;
 /// A viewer so near is on the same network, which carries a keyframe at once: there is no sense in slowing the first one down.
 const NEAR: Duration = Duration::from_millis(10);
 
@@ -222,60 +220,6 @@ impl Peer {
         true
     }
 
-    /// Takes the next picture to send; there must be none under way.
-    pub fn begin(&mut self, picture: Picture, now: Instant) {
-        let timestamp = self.stream.timestamp(picture.captured_at);
-        if self.stream.rtx_ssrc().is_some() {
-            self.outlet.begin_probe(now);
-            self.fillers = 0;
-        }
-        self.underway = Some(Underway::new(picture, timestamp));
-    }
-
-    /// Sends what may leave now: repeats first, then of the picture under way, then what a probe lacks.
-    pub fn flush(&mut self, now: Instant) {
-        if !self.has_path {
-            return;
-        }
-        self.outlet.handle_timeout(now);
-        while let Some(&sequence_number) = self.repeats.front()
-            && self.outlet.may_send(now)
-        {
-            self.repeats.pop_front();
-            if let Some(packet) = self.history.repeat(sequence_number, now) {
-                self.counters.packets_retransmitted.add(1);
-                self.send_again(&packet, now);
-            }
-        }
-        if let Some(mut underway) = self.underway.take() {
-            self.send_picture(&mut underway, now);
-            if underway.is_whole() {
-                self.end_picture(&underway, now);
-            } else {
-                self.underway = Some(underway);
-            }
-        }
-        while self.outlet.is_probing() && self.underway.is_none() && self.outlet.may_send(now) {
-            match self.history.filler(self.fillers, now) {
-                Some(packet) => self.send_again(&packet, now),
-                None => self.outlet.end_probe(),
-            }
-            self.fillers += 1;
-        }
-    }
-
-    /// Whether a picture is under way.
-    pub fn is_sending(&self) -> bool {
-        self.underway.is_some()
-    }
-
-    /// Whether a keyframe is on its way to the viewer, as far as can be told: it need not be sent another.
-    pub fn has_keyframe_on_the_way(&self, now: Instant) -> bool {
-        let travels = self.history.round_trip().unwrap_or_default();
-        self.underway.as_ref().is_some_and(|underway| underway.picture.is_keyframe())
-            || self.keyframe_sent_at.is_some_and(|at| now.saturating_duration_since(at) < travels)
-    }
-
     /// So much of the stream went by, sent to this viewer or not: repeats may take a share of it.
     pub fn earn(&mut self, bytes: usize) {
         self.history.earn(bytes);
@@ -291,9 +235,14 @@ impl Peer {
             TransportProtocol::TCP => (Transport::Tcp, self.reconnection.address(peer_addr, &data, now)),
             _ => (Transport::Udp, peer_addr),
         };
-        if is_rtp(&data) && self.route != Some((from, to, transport)) {
-            self.route = Some((from, to, transport));
+        let route = (from, to, transport);
+        if is_rtp(&data) && self.route != Some(route) {
             self.outlet.set_is_ipv6(to.is_ipv6());
+            if self.route.replace(route).is_some() {
+                // Without a restart: the viewer chose another pair of candidates, or opened a new TCP connection.
+                let is_near = self.is_near(now);
+                self.outlet.begin(is_near, now);
+            }
         }
         Some(Transmit { from, to, transport, data })
     }
@@ -402,9 +351,10 @@ impl Peer {
                 RTCPeerConnectionState::Connected => {
                     (self.connected, self.has_path) = (true, true);
                     // What was under way when the old path went is not waited for any more.
+                    self.route = None;
                     self.underway = None;
                     self.repeats.clear();
-                    let is_near = self.check_round_trip(now).is_some_and(|round_trip| round_trip < NEAR);
+                    let is_near = self.is_near(now);
                     self.outlet.begin(is_near, now);
                     self.events.push_back(PeerEvent::Connected);
                 }
@@ -414,11 +364,12 @@ impl Peer {
         }
     }
 
-    /// How long the newest of our ICE checks took to be answered.
-    fn check_round_trip(&mut self, now: Instant) -> Option<Duration> {
+    /// Whether the newest ICE check on the path in use was answered so soon that the viewer must be on the same network.
+    fn is_near(&mut self, now: Instant) -> bool {
         let report = self.connection.get_stats(now, StatsSelector::None);
-        let seconds = report.candidate_pairs().map(|pair| pair.current_round_trip_time);
-        seconds.filter(|&seconds| seconds > 0.0).min_by(f64::total_cmp).map(Duration::from_secs_f64)
+        let selected = report.transport().and_then(|transport| report.get(&transport.selected_candidate_pair_id));
+        let Some(RTCStatsReportEntry::IceCandidatePair(pair)) = selected else { return false };
+        pair.current_round_trip_time > 0.0 && pair.current_round_trip_time < NEAR.as_secs_f64()
     }
 
     fn is_closed_by_viewer(&mut self) -> bool {
@@ -457,61 +408,6 @@ impl Peer {
                 Heard::Estimate(estimate) => self.outlet.handle_remb(estimate, now),
             }
         }
-    }
-
-    fn hear_nack(&mut self, sequence_number: u16, now: Instant) {
-        self.counters.nacks_received.add(1);
-        let is_full = self.repeats.len() >= WAITING_REPEATS;
-        match if is_full { Verdict::Refused } else { self.history.ask(sequence_number, now) } {
-            Verdict::Granted => self.repeats.push_back(sequence_number),
-            Verdict::Refused => self.counters.retransmissions_refused.add(1),
-            Verdict::Gone => {}
-        }
-    }
-
-    fn send_picture(&mut self, underway: &mut Underway, now: Instant) {
-        let is_keyframe = underway.picture.is_keyframe();
-        while self.outlet.may_send(now)
-            && let Some((payload, marker)) = underway.next()
-        {
-            let number = self.next_number();
-            let packet = self.stream.next_packet(underway.timestamp, marker, is_keyframe, payload, number);
-            self.send(self.stream.packet(&packet), number, now);
-            self.history.push(packet, now);
-        }
-    }
-
-    fn end_picture(&mut self, underway: &Underway, now: Instant) {
-        self.units_sent += 1;
-        self.counters.units_sent.add(1);
-        if underway.picture.is_keyframe() {
-            self.keyframe_sent_at = Some(now);
-        }
-        if let Some(report) = self.stream.report(underway.timestamp, now) {
-            self.write_message(RTCMessage::RtcpPacket(String::new(), vec![Box::new(report)]), now);
-        }
-    }
-
-    fn send_again(&mut self, packet: &StreamPacket, now: Instant) {
-        if self.stream.rtx_ssrc().is_some() {
-            let number = self.next_number();
-            if let Some(repeat) = self.stream.repeat(packet, number) {
-                self.send(repeat, number, now);
-            }
-        } else {
-            // Its number of old: it says nothing new about the network.
-            self.send(self.stream.packet(packet), None, now);
-        }
-    }
-
-    fn next_number(&mut self) -> Option<u64> {
-        self.stream.transport_wide_id.map(|_| self.numbering.take())
-    }
-
-    fn send(&mut self, packet: rtp::Packet, number: Option<u64>, now: Instant) {
-        self.outlet.handle_sent(number, packet.marshal_size(), now);
-        // Straight into the chain: `RTCRtpSender::write_rtp` looks the codec up and copies the track's name each time.
-        self.write_message(RTCMessage::RtpPacket(String::new(), packet), now);
     }
 
     fn write_message(&mut self, message: RTCMessage, now: Instant) {

@@ -23,6 +23,8 @@ const PATIENCE: u32 = 3;
 /// An estimate is a guess for so long, unless it says that the network carries less than was thought: the others' pictures
 /// are not made worse for a guess.
 const SETTLING: Duration = Duration::from_millis(600);
+/// So much of what is wanted is as good as all.
+const ENOUGH: f64 = 0.95;
 /// So far behind its pacer a viewer wakes the loop, and no sooner: some packets leave together.
 const LEAST_REST: Duration = Duration::from_millis(5);
 /// In a probe the rate is what counts.
@@ -200,7 +202,8 @@ impl Outlet {
 
     /// The pacer follows the estimate.
     fn follow(&mut self, now: Instant) {
-        let carries_all = self.is_near && self.congestion.estimate() >= self.wanted;
+        let enough = f64::from(self.wanted.kbps()) * ENOUGH;
+        let carries_all = self.is_near && f64::from(self.congestion.estimate().kbps()) >= enough;
         if self.is_known() && !carries_all {
             self.pacer.get_or_insert_with(|| Pacer::new(now)).set_rate(self.congestion.pacing_rate());
         } else if self.is_known() || self.reports >= PATIENCE {
@@ -237,5 +240,96 @@ impl Meter {
         }
         let kbps = self.bytes as u128 * 8 / time.as_millis().max(1);
         Bitrate::from_kbps(u32::try_from(kbps).unwrap_or(u32::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const PACKET: usize = 1200;
+    const SETTINGS: CongestionSettings = CongestionSettings {
+        start: Bitrate::from_kbps(1000),
+        least: Bitrate::from_kbps(50),
+        most: Bitrate::from_kbps(4000),
+    };
+
+    /// How many packets leave at once.
+    fn burst(outlet: &mut Outlet, now: Instant) -> usize {
+        (0..200)
+            .take_while(|_| {
+                let may = outlet.may_send(now);
+                if may {
+                    outlet.handle_sent(None, PACKET, now);
+                }
+                may
+            })
+            .count()
+    }
+
+    #[test]
+    fn a_far_viewer_who_will_tell_is_paced_from_the_first_packet_and_the_others_are_not() {
+        let now = Instant::now();
+        for (is_numbered, is_near, is_paced) in [(true, false, true), (true, true, false), (false, false, false)] {
+            let mut outlet = Outlet::new(SETTINGS, is_numbered, now);
+            outlet.begin(is_near, now);
+            assert_eq!(burst(&mut outlet, now) < 10, is_paced, "{is_numbered} {is_near}");
+        }
+    }
+
+    #[test]
+    fn who_agreed_to_tell_and_only_reports_is_not_paced_any_more() {
+        let now = Instant::now();
+        let mut outlet = Outlet::new(SETTINGS, true, now);
+        outlet.begin(false, now);
+        for _ in 0..PATIENCE {
+            assert!(burst(&mut outlet, now) < 10);
+            outlet.handle_report(0.0, None, now);
+        }
+        assert_eq!(burst(&mut outlet, now), 200);
+        assert_eq!(outlet.estimate(now + 10_000 * MS), None);
+    }
+
+    #[test]
+    fn the_viewers_own_estimate_is_paced_by_and_an_estimate_of_more_waits_until_it_is_settled() {
+        let now = Instant::now();
+        let mut outlet = Outlet::new(SETTINGS, false, now);
+        outlet.begin(false, now);
+        outlet.handle_remb(Bitrate::from_kbps(1500), now);
+        assert!(burst(&mut outlet, now) < 10);
+        assert_eq!(outlet.estimate(now + 599 * MS), None);
+        assert_eq!(outlet.estimate(now + 600 * MS), Some(Bitrate::from_kbps(1500)));
+        outlet.handle_remb(Bitrate::from_kbps(300), now);
+        assert_eq!(outlet.estimate(now), Some(Bitrate::from_kbps(300)), "bad news at once");
+    }
+
+    #[test]
+    fn a_probe_leaves_at_its_own_rate_and_ends_with_its_bytes() {
+        let now = Instant::now();
+        let mut outlet = Outlet::new(SETTINGS, true, now);
+        outlet.begin(false, now);
+        outlet.begin_probe(now);
+        let probe = outlet.probing.as_ref().unwrap().probe;
+        let (mut at, mut bytes) = (now, 0);
+        while outlet.is_probing() {
+            bytes += burst(&mut outlet, at) * (PACKET + outlet.overhead);
+            let next = outlet.ready_at(at);
+            assert!(next >= at + MS);
+            at = next;
+        }
+        let took = probe.bytes as f64 * 8.0 / probe.rate.bits_per_second() as f64;
+        assert!(bytes >= probe.bytes && (at - now).as_secs_f64() < took * 1.5 + 0.005, "{bytes} in {:?}", at - now);
+    }
+
+    #[test]
+    fn what_was_sent_is_counted_by_the_second_and_forgotten_when_nothing_follows() {
+        let now = Instant::now();
+        let mut meter = Meter { since: now, bytes: 0, rate: Bitrate::from_kbps(0) };
+        for ms in 0..=1000 {
+            meter.add(125, now + MS * ms);
+        }
+        assert_eq!(meter.rate(now + 1000 * MS).kbps(), 1000);
+        assert_eq!(meter.rate(now + 3000 * MS).kbps(), 0);
     }
 }
