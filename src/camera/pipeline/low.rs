@@ -320,7 +320,7 @@ fn in_software(caps: &gst::Caps, picture: &Picture, encoder: &Encoder) -> Result
     let small = filter(picture, |caps| caps.field("colorimetry", given.colorimetry().to_string()))?;
     // Converted after scaling, where a quarter of the pixels is left; not at all where the encoder takes them as they are.
     let format = given.format().to_str();
-    let keeps = PLANAR.contains(&format.as_str()) && encoder.takes(&format);
+    let keeps = PLANAR.contains(&format.as_str()) && encoder.takes(format);
     let wanted = if keeps { format.as_str() } else { encoder.preferred_format() };
     let wanted = filter(picture, |caps| caps.field("format", wanted))?;
     Ok(vec![scale, small, element("videoconvert")?, wanted])
