@@ -13,6 +13,7 @@ use edgecam::core::annex_b::{Contents, Sps, access_units, nal_units};
 use edgecam::core::congestion::CongestionSettings;
 use edgecam::core::signal::RejectReason;
 use edgecam::core::trigger::Action;
+use edgecam::net::framing::{Frames, LARGEST_FRAME, put};
 use edgecam::peer::{Identity, Peer, PeerSettings, Picture, read_arrivals};
 use edgecam::signaling::is_type;
 use edgecam::signaling::mqtt::topics::{Purpose, Topics};
@@ -148,6 +149,35 @@ pub fn annex_b(bytes: &[u8]) {
         // Each fragment of a NAL unit adds two bytes to it, each parameter set in a STAP-A two and a header.
         assert!(picture.bytes() <= data.len() * 2 + 64);
     }
+}
+
+/// What comes by TCP: the first byte says how the stream is cut. The same datagrams come out as if it were not cut at all.
+pub fn frames(bytes: &[u8]) {
+    let Some((&cut, stream)) = bytes.split_first() else { return };
+    let whole = datagrams(&[stream]);
+    let pieces: Vec<&[u8]> = stream.chunks(usize::from(cut).max(1)).collect();
+    assert_eq!(datagrams(&pieces), whole);
+    let mut again = Vec::new();
+    for datagram in &whole {
+        assert!((1..=LARGEST_FRAME).contains(&datagram.len()));
+        put(datagram, &mut again);
+    }
+    assert_eq!(datagrams(&[&again]), whole);
+}
+
+fn datagrams(pieces: &[&[u8]]) -> Vec<Vec<u8>> {
+    let (mut frames, mut found) = (Frames::default(), Vec::new());
+    for piece in pieces {
+        frames.push(piece);
+        loop {
+            match frames.next_datagram() {
+                Ok(Some(datagram)) => found.push(datagram.to_vec()),
+                Ok(None) => break,
+                Err(_) => return found,
+            }
+        }
+    }
+    found
 }
 
 /// An offer is answered, or refused with words a person can read.

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use edgecam::camera::{CameraSettings, Source};
 use edgecam::config::{Config, ConfigError, Flag, Sources};
+use edgecam::core::access_unit::Bitrate;
+use edgecam::net::tcp::TcpSettings;
 use edgecam::signaling::access::Rule;
 use edgecam::signaling::ice_servers::Credentials;
 use tempfile::TempDir;
@@ -70,6 +72,8 @@ fn a_whole_configuration_becomes_the_settings_of_the_parts() {
     assert_eq!(config.device, "porch");
     let advertised: Vec<String> = config.media.advertise.iter().map(ToString::to_string).collect();
     assert_eq!(advertised, ["203.0.113.7:0", "203.0.113.8:9000"]);
+    let bitrate = Bitrate::from_kbps(4000); // of the fastest camera
+    assert_eq!(config.media.tcp, Some(TcpSettings { bitrate }));
     let [front, back, side] = config.cameras.as_slice() else { panic!("{:?}", config.cameras) };
     assert_eq!(front.source, Source::V4l2("/dev/v4l/by-id/usb-camera".into()));
     assert_eq!((front.width, front.height, front.fps, front.linger), (1920, 1080, 25, Duration::from_secs(60)));

@@ -89,7 +89,7 @@ fn ports_and_cameras_of_a_running_daemon_are_well() {
     let report = machine.doctor();
     assert_eq!(report.line("daemon"), ("ok".into(), "runs and is well".into()));
     let ports: Vec<_> = report.lines.iter().filter(|(check, ..)| check == "ports").collect();
-    assert_eq!(ports.len(), 2);
+    assert_eq!(ports.len(), 3);
     assert!(ports.iter().all(|(_, _, words)| words.ends_with("is in use by edgecam itself")), "{report:?}");
     assert_eq!(report.line("camera front").0, "ok");
     assert_eq!(report.code, Some(0), "{report:?}");

@@ -33,6 +33,11 @@ fn byte_streams_survive_their_corpus() {
 }
 
 #[test]
+fn streams_of_frames_survive_their_corpus() {
+    replay("frames", targets::frames);
+}
+
+#[test]
 fn offers_survive_their_corpus() {
     replay("offer", targets::offer);
 }

@@ -119,6 +119,8 @@ pub(super) struct NetworkFacts {
     pub(super) daemon: Option<DaemonFacts>,
     pub(super) listen: PortFacts,
     pub(super) media: PortFacts,
+    /// For viewers whose network drops UDP; `None`: not wanted.
+    pub(super) media_tcp: Option<PortFacts>,
 }
 
 /// A running edgecam, and what it is not well of.

@@ -264,6 +264,12 @@ fn ports(settled: &Settled, network: &NetworkFacts, identity: &Identity) -> Vec<
     }
     let media = format!("UDP {}, for the media,", settled.udp_port);
     lines.push(port(&media, &network.media, "another number to [ice] udp_port"));
+    if let Some(facts) = &network.media_tcp {
+        let tcp = format!("TCP {}, for media where UDP is dropped,", settled.udp_port);
+        let line = port(&tcp, facts, "another number to [ice] udp_port, or tcp = false");
+        // It runs without, too.
+        lines.push(if line.verdict == Verdict::Fail { Line { verdict: Verdict::Warn, ..line } } else { line });
+    }
     lines
 }
 

@@ -33,6 +33,7 @@ fn a_machine_in_order_is_told_so_line_by_line() {
         ("daemon", "runs and is well"),
         ("ports", "TCP 0.0.0.0:8080, for the page, is in use by edgecam itself"),
         ("ports", "UDP 8189, for the media, is in use by edgecam itself"),
+        ("ports", "TCP 8189, for media where UDP is dropped, is in use by edgecam itself"),
         ("turn", "turn:turn.example.org takes the credentials viewers get, and relays from 203.0.113.9:49160"),
         ("stun", "stun:stun.example.org answers and sees us at 203.0.113.7:8189"),
         ("clock", "is set and synchronised"),
@@ -43,7 +44,7 @@ fn a_machine_in_order_is_told_so_line_by_line() {
     ] {
         assert!(lines.iter().any(|line| line.check == check && line.words == words), "{check}: {words}\n{lines:#?}");
     }
-    assert_eq!(lines.len(), 17, "{lines:#?}");
+    assert_eq!(lines.len(), 18, "{lines:#?}");
 }
 
 #[test]
@@ -278,6 +279,14 @@ fault!(
     |facts| network(facts).media = PortFacts::Taken { by: None }
 );
 fault!(
+    media_that_cannot_have_its_port_for_tcp_too_runs_and_is_told,
+    Warn,
+    "ports",
+    "TCP 8189, for media where UDP is dropped, is taken by nginx (pid 12)",
+    "stop that program, or give another number to [ice] udp_port, or tcp = false",
+    |facts| network(facts).media_tcp = Some(PortFacts::Taken { by: Some("nginx (pid 12)".into()) })
+);
+fault!(
     an_address_this_machine_does_not_have_is_told,
     Fail,
     "ports",
@@ -414,7 +423,12 @@ fn a_camera_that_is_switched_off_is_left_alone() {
 
 #[test]
 fn free_ports_are_well_while_no_daemon_runs() {
-    let network = NetworkFacts { daemon: None, listen: PortFacts::Free, media: PortFacts::Free };
+    let network = NetworkFacts {
+        daemon: None,
+        listen: PortFacts::Free,
+        media: PortFacts::Free,
+        media_tcp: Some(PortFacts::Free),
+    };
     let lines = judge(&Facts { network: Some(network), ..in_order() });
     assert!(lines.iter().all(|line| line.verdict == Verdict::Ok && line.check != "daemon"), "{lines:#?}");
 }
@@ -467,6 +481,7 @@ fn in_order() -> Facts {
             daemon: Some(DaemonFacts { reasons: Vec::new() }),
             listen: PortFacts::Ours,
             media: PortFacts::Ours,
+            media_tcp: Some(PortFacts::Ours),
         }),
         broker: Some(BrokerFacts { host: "broker".into(), port: 8883, visit: Ok(Vec::new()) }),
         ice_servers: vec![

@@ -16,15 +16,21 @@ use crate::signaling::wire;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn look(config: &Config) -> NetworkFacts {
-    let (listen, udp_port) = (config.listen, config.media.udp_port);
+    let (listen, udp_port, wants_tcp) = (config.listen, config.media.udp_port, config.media.tcp.is_some());
     let look = move || {
         let daemon = ask_health(listen);
         let listen = if daemon.is_some() { PortFacts::Ours } else { tcp_port(listen) };
         let media = udp_port_facts(udp_port, daemon.is_some());
-        NetworkFacts { daemon, listen, media }
+        let media_tcp = wants_tcp.then(|| tcp_port_facts(udp_port, daemon.is_some()));
+        NetworkFacts { daemon, listen, media, media_tcp }
     };
     let unknown = || PortFacts::Refused("this machine does not tell in time".into());
-    limited(PATIENCE, look).await.unwrap_or_else(|| NetworkFacts { daemon: None, listen: unknown(), media: unknown() })
+    limited(PATIENCE, look).await.unwrap_or_else(|| NetworkFacts {
+        daemon: None,
+        listen: unknown(),
+        media: unknown(),
+        media_tcp: None,
+    })
 }
 
 /// Where a daemon that listens there can be reached from here.
@@ -63,7 +69,18 @@ fn tcp_port(address: SocketAddr) -> PortFacts {
 fn udp_port_facts(number: u16, daemon_runs: bool) -> PortFacts {
     let both = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, number));
     let bound = both.or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, number)));
-    match port(bound.map(drop), "udp", number) {
+    ours_if(daemon_runs, port(bound.map(drop), "udp", number))
+}
+
+/// The same for TCP.
+fn tcp_port_facts(number: u16, daemon_runs: bool) -> PortFacts {
+    let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, number));
+    let bound = both.or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, number)));
+    ours_if(daemon_runs, port(bound.map(drop), "tcp", number))
+}
+
+fn ours_if(daemon_runs: bool, facts: PortFacts) -> PortFacts {
+    match facts {
         // Whoever is not root does not see whose it is; a daemon that runs has it.
         PortFacts::Taken { by } if daemon_runs && by.as_deref().is_none_or(is_edgecam) => PortFacts::Ours,
         facts => facts,

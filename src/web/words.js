@@ -91,7 +91,7 @@ function why(reason, camera) {
       return { title: 'The camera is switched off', detail: 'Its owner can switch it on again.' };
     case 'no-route':
     case 'connect-timeout':
-      return { title: 'No way through for the video', detail: 'The page arrives, the video does not. A firewall may hold back UDP.' };
+      return { title: 'No way through for the video', detail: 'The page arrives, the video does not. A firewall may be between.' };
     case 'lost':
       return { title: 'The connection was lost' };
     case 'stalled':
