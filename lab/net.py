@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PREFIX = "lab-"
 CLONE_NEWNET = 0x40000000
 
@@ -111,7 +111,7 @@ class Namespace:
             options["stdout"] = options["stderr"] = open(self.world.folder / log, "ab")
         # Before whatever else the machine does: it is the network that is to be slow.
         words = ["nice", "-n", "-10", "ip", "netns", "exec", self.name, *(str(word) for word in command)]
-        process = subprocess.Popen(words, start_new_session=True, **options)
+        process = subprocess.Popen(words, start_new_session=True, cwd=self.world.folder, **options)
         self.world.processes.append(process)
         return process
 
