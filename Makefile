@@ -1,8 +1,8 @@
 # The words people and CI type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit browser camera-vm faults check fmt bench cross cross-all deb package-test board on-device fuzz
-.PHONY: packages-run packages-test packages-bench packages-package packages-board
+.PHONY: help run build test unit browser camera-vm faults check fmt bench lab cross cross-all deb package-test board on-device fuzz
+.PHONY: packages-run packages-test packages-bench packages-lab packages-package packages-board
 
 CARGO := cargo
 BROWSER := tests/browser
@@ -46,6 +46,10 @@ bench: packages-bench ## what the product promises, measured beside its peers (h
 	benches/references/install.sh
 	$(CARGO) bench --locked --bench promises -- $(PARTS)
 
+lab: packages-lab $(BROWSER)/node_modules ## real networks in namespaces, a real browser, traces and plots (as root); CASES="step-down steady" for some
+	$(CARGO) build --locked --release
+	/usr/bin/python3 lab/run.py --plots $(or $(PLOTS),target/lab) $(CASES)
+
 cross: ## the optimised program for a board: make cross TARGET=aarch64 (Raspberry Pi 3, 4, 5, Zero 2 W) or armv7
 	cross/build $(or $(TARGET),aarch64)
 
@@ -69,7 +73,7 @@ on-device: ## what only a real board can show, over ssh: make on-device HOST=pi@
 fuzz: ## fuzz one target: make fuzz TARGET=wire SECONDS=60 (nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run $(or $(TARGET),wire) -- -max_total_time=$(or $(SECONDS),60)
 
-packages-run packages-test packages-bench packages-package packages-board:
+packages-run packages-test packages-bench packages-lab packages-package packages-board:
 	@scripts/install-packages $(@:packages-%=%)
 
 $(BROWSER)/node_modules: $(BROWSER)/package-lock.json
