@@ -218,7 +218,7 @@ impl Ann {
     }
 
     fn pictures(&self) -> usize {
-        self.viewer.received.pictures().len()
+        self.viewer.received.pictures_of_a_real_camera()
     }
 
     /// So many pictures more.

@@ -274,6 +274,15 @@ impl Received {
 
     /// The pictures that can be decoded: whole, and neither a gap nor another stream since a keyframe.
     pub fn shown(&self) -> Vec<Shown> {
+        self.decodable(|stream, filling| stream == filling)
+    }
+
+    /// The same of a real camera, whose slices end as they like.
+    pub fn pictures_of_a_real_camera(&self) -> usize {
+        self.decodable(|_, _| true).len()
+    }
+
+    fn decodable(&self, is_of: fn(u8, u8) -> bool) -> Vec<Shown> {
         let mut pictures = Vec::new();
         let (mut decodable, mut whole, mut last, mut is_keyframe, mut stream) = (false, false, None, false, 0);
         for (&at, part) in &self.packets {
@@ -287,7 +296,7 @@ impl Received {
                 if is_keyframe {
                     stream = part.filling;
                 }
-                decodable &= stream == part.filling;
+                decodable &= is_of(stream, part.filling);
                 if decodable && whole {
                     let &Part { timestamp, filling, .. } = part;
                     pictures.push(Shown { timestamp, is_keyframe, filling });
