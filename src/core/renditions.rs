@@ -22,6 +22,8 @@ const USABLE: f64 = 0.9;
 const DRAG: f64 = 0.5;
 /// So long too slow, and a viewer is moved down. Until then it costs the others nothing either.
 const DOWN_AFTER: Duration = Duration::from_millis(700);
+/// When there is nobody to be spared, this long: just after its network became slower a viewer is thought slower than it is.
+const DOWN_AFTER_ALONE: Duration = Duration::from_secs(3);
 /// So long good by this much more than it needs, and a viewer is moved up.
 const UP_AFTER: Duration = Duration::from_secs(4);
 const UP_MARGIN: f64 = 1.25;
@@ -236,7 +238,10 @@ impl Renditions {
         };
         let best = self.viewers.values().filter(|seat| seat.quality != Quality::Low).filter_map(Seat::usable).max();
         let best = best.unwrap_or(self.settings.high.most).min(self.settings.high.most);
-        Needs { has_low: self.low().is_some(), floor, share: scaled(best, DRAG) }
+        let needs =
+            Needs { has_low: self.low().is_some(), floor, share: scaled(best, DRAG), patience: DOWN_AFTER_ALONE };
+        let spares = self.viewers.values().any(|seat| seat.rendition == Rendition::High && !seat.is_dragging(needs));
+        if spares { Needs { patience: DOWN_AFTER, ..needs } } else { needs }
     }
 }
 
@@ -248,6 +253,8 @@ struct Needs {
     floor: Bitrate,
     /// Beside the best of the others.
     share: Bitrate,
+    /// How long a viewer may fall short of it.
+    patience: Duration,
 }
 
 impl Needs {
@@ -297,7 +304,7 @@ impl Seat {
                 if held.is_some_and(|held| held >= PROVEN_AFTER) {
                     self.stay = FIRST_STAY;
                 }
-                if !lasts(self.too_slow_since, DOWN_AFTER, now) {
+                if !lasts(self.too_slow_since, needs.patience, now) {
                     return None;
                 }
                 if held.is_some_and(|held| held < PROVEN_AFTER) {
