@@ -61,7 +61,7 @@ export function lines(figures, camera) {
   const { said } = figures;
   return [
     ['Picture', figures.width ? `${figures.width} × ${figures.height}, ${figures.fps.toFixed(0)} fps` : 'none yet'],
-    ['Quality', said?.rendition ? `${said.rendition}${said.quality === 'auto' ? ', by itself' : ''}${said.thinned ? '; few pictures: slow network' : ''}` : UNKNOWN],
+    ['Quality', said?.rendition ? `${said.quality === 'auto' ? 'auto, now ' : ''}${said.rendition}${said.thinned ? '; few pictures: slow network' : ''}` : UNKNOWN],
     ['Bitrate', `${figures.kbps.toFixed(0)} kbit/s${said ? ` of ${said.sent_kbps} sent` : ''}`],
     ['Network', said?.estimate_kbps ? `carries about ${said.estimate_kbps} kbit/s` : UNKNOWN],
     ['Loss', `${figures.loss.toFixed(1)} %, ${figures.lost} in all, ${figures.repaired} repaired${said ? `; camera ${(100 * Number(said.loss)).toFixed(1)} %` : ''}`],
