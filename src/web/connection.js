@@ -7,34 +7,35 @@
  *      ▲                   ▲      │                  │ disconnected    │ connected
  *      │ stop,        time │      │ trouble,         ▼                 │
  *      │ from      or play │      │ too late      restoring ───────────┘
- *      │ anywhere          │      ▼                  │ failed, too late
+ *      │ anywhere          │      ▼                  │ too late
  *      │                   waiting ◀─────────────────┘
  *
  *     ended: trouble for good, a person must act        paused: out of sight for a while; goes on when shown
  *
- * Every attempt is a new session with a new number.
+ * Every attempt is a new session with a new number. Restoring is the same session: its ICE is restarted, at once and again and again.
  */
 
 /** @import { Connected, Connecting, Event, Live, Reason, Restoring, State, Step, Waiting } from './types.d.ts' */
 
 /** The device gives a negotiation 10 s; a moment longer, so that its own word on it arrives first. */
 export const CONNECT_MS = 12_000;
-/** Chromium calls a connection disconnected after a few lost checks; many come back by themselves. */
-export const RESTART_MS = 1_000;
-export const RESTORE_MS = 10_000;
+/** The device keeps a session without a way to its viewer for 30 s. */
+export const RESTORE_MS = 20_000;
+/** Between two ICE restarts; then twice that, and so on, while nothing comes of them. */
+export const RESTART_GAP_MS = 1_000;
 /** A connection that stood this long was a good one: the next failure starts counting anew. */
 export const STOOD_MS = 5_000;
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 15_000;
 
 /** Asking again does not help; a person has to. */
-const FINAL = /^(token-.*|not-allowed|foreign-page|no-such-camera|no-common-codec|bad-offer|bad-field|unknown-.*|no-webrtc|broker-denies)$/;
+const FINAL = /^(token-.*|not-allowed|foreign-page|no-such-camera|no-common-codec|bad-offer|bad-field|unknown-version|no-webrtc|broker-denies)$/;
 /** Final until others tell that it can play again. */
 const HELD = /^(disabled|offline|stopped)$/;
 /** What they tell may be older than the refusal. */
 const HELD_MS = 2_000;
-/** The session goes on without this candidate. */
-const HARMLESS = /^(bad-candidate|too-many-candidates)$/;
+/** The session goes on without this candidate, or with a device that knows no `quality` or `stats`. */
+const HARMLESS = /^(bad-candidate|too-many-candidates|unknown-type)$/;
 
 /** @type {State} */
 export const START = { is: 'off', session: 0 };
@@ -53,7 +54,9 @@ export function next(state, event, now, random) {
     case 'shown':
       return state.is === 'paused' ? connect(state, now) : hurry(state, now);
     case 'online':
-      return hurry(state, now);
+      return state.is === 'restoring' ? soon(state, now, random) : hurry(state, now);
+    case 'moved':
+      return state.is === 'live' || state.is === 'restoring' ? soon(state, now, random) : hurry(state, now);
     case 'ready':
       return state.is === 'ended' && HELD.test(state.why.code) && now - state.since >= HELD_MS ? connect(state, now) : state;
     case 'time':
@@ -67,7 +70,9 @@ export function next(state, event, now, random) {
     case 'back':
       return hasPeer(state) ? { ...state, lost: null } : state;
     case 'answered':
-      return state.is === 'connecting' ? { ...state, answered: true } : state;
+      if (state.is === 'connecting') return { ...state, answered: true };
+      // What was said of the camera meanwhile may be lost; after this answer it is said again.
+      return hasPeer(state) && state.lost !== null ? { ...state, lost: null } : state;
     case 'picture':
       // The picture may be told before the connection that brought it.
       if (state.is === 'connecting') return { ...onConnected(state, now), picture: true };
@@ -75,9 +80,10 @@ export function next(state, event, now, random) {
     case 'connected':
       return state.is === 'connecting' || state.is === 'restoring' ? onConnected(state, now) : state;
     case 'disconnected':
-      return state.is === 'live' ? restore(state, now, now + RESTART_MS) : state;
+      return state.is === 'live' ? restore(state, now, random) : state;
     case 'failed':
-      return onFailed(state, now, random);
+      if (state.is === 'connecting') return retry(state, { code: 'no-route' }, now, random);
+      return state.is === 'live' ? restore(state, now, random) : state.is === 'restoring' ? soon(state, now, random) : state;
   }
 }
 
@@ -97,8 +103,10 @@ export function wakeAt(state) {
   switch (state.is) {
     case 'connecting':
       return state.giveUpAt;
+    case 'live':
+      return state.restartAt;
     case 'restoring':
-      return state.restartAt ?? state.giveUpAt;
+      return Math.min(state.restartAt ?? Infinity, state.giveUpAt);
     case 'waiting':
       return state.until;
     default:
@@ -134,9 +142,14 @@ function hurry(state, now) {
   return state.is === 'waiting' && state.why.retryAfter === undefined ? connect(state, now) : state;
 }
 
-/** @type {(state: Live, now: number, restartAt: number) => Restoring} */
-function restore(state, now, restartAt) {
-  return { ...state, is: 'restoring', restartAt, giveUpAt: now + RESTORE_MS };
+/** @type {(state: Live, now: number, random: number) => State} */
+function restore(state, now, random) {
+  return soon({ ...state, is: 'restoring', tries: 0, giveUpAt: now + RESTORE_MS }, now, random);
+}
+
+/** A restart, at once unless the last one was only just made. @type {(state: Live | Restoring, now: number, random: number) => State} */
+function soon(state, now, random) {
+  return onTime({ ...state, tries: 0, restartAt: Math.max(now, state.restartedAt + RESTART_GAP_MS) }, now, random);
 }
 
 /** @type {(state: Connected, why: Reason, now: number, random: number) => Waiting} */
@@ -153,9 +166,10 @@ function onTime(state, now, random) {
   if (due === null || now < due) return state;
   if (state.is === 'waiting') return connect(state, now);
   if (state.is === 'connecting') return retry(state, { code: state.answered ? 'no-route' : 'no-answer' }, now, random);
-  if (state.is !== 'restoring') return state;
-  if (state.restartAt === null) return retry(state, { code: 'lost' }, now, random);
-  return { ...state, restarts: state.restarts + 1, restartAt: null };
+  if (state.is !== 'live' && state.is !== 'restoring') return state;
+  if (state.is === 'restoring' && now >= state.giveUpAt) return retry(state, { code: 'lost' }, now, random);
+  const again = state.is === 'live' ? null : now + 2 * RESTART_GAP_MS * 2 ** state.tries;
+  return { ...state, restarts: state.restarts + 1, tries: state.tries + 1, restartedAt: now, restartAt: again };
 }
 
 /** @type {(state: State, why: Reason, now: number, random: number) => State} */
@@ -169,16 +183,8 @@ function onTrouble(state, why, now, random) {
 function onConnected(state, now) {
   if (state.is === 'connecting') {
     const { session, failures, lost } = state;
-    return { is: 'live', session, failures, restarts: 0, since: now, picture: false, lost };
+    return { is: 'live', session, failures, restarts: 0, restartAt: null, restartedAt: -Infinity, tries: 0, since: now, picture: false, lost };
   }
-  const { restartAt: _, giveUpAt: __, ...kept } = state;
-  return { ...kept, is: 'live' };
-}
-
-/** @type {Step} */
-function onFailed(state, now, random) {
-  if (state.is === 'connecting') return retry(state, { code: 'no-route' }, now, random);
-  if (state.is === 'live') return onTime(restore(state, now, now), now, random);
-  if (state.is !== 'restoring') return state;
-  return state.restartAt === null ? retry(state, { code: 'lost' }, now, random) : onTime({ ...state, restartAt: now }, now, random);
+  const { giveUpAt: _, ...kept } = state;
+  return { ...kept, is: 'live', restartAt: null };
 }

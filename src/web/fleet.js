@@ -85,6 +85,7 @@ function told(device, id, state) {
     height: number('height'),
     fps: number('fps'),
     bitrate_kbps: number('bitrate_kbps'),
+    low: state.low,
   });
 }
 

@@ -7,7 +7,7 @@ import { START } from './connection.js';
 import { AWAY, Fleet } from './fleet.js';
 import { listenToKeys } from './keys.js';
 import { MqttSignaling } from './mqtt_signaling.js';
-import { byClock, parse } from './signaling.js';
+import { byClock, onMove, parse } from './signaling.js';
 import { Tile } from './tile.js';
 import { badge, title, unable } from './words.js';
 
@@ -85,9 +85,14 @@ function onBroker(state) {
   if (state.is === 'up') {
     if (!upSince) upSince = performance.now();
     if (!byId('for-broker').hidden) form.hidden = true;
-    for (const tile of tiles.values()) tile.player.tell({ type: 'online' });
+    tellAll('online');
   }
   renderSoon();
+}
+
+/** @param {'online' | 'moved'} type */
+function tellAll(type) {
+  for (const { player } of tiles.values()) player.tell({ type });
 }
 
 /** @param {string} device */
@@ -287,7 +292,10 @@ function route() {
 
 function listen() {
   addEventListener('hashchange', route);
-  addEventListener('online', () => broker.hurry());
+  onMove(() => {
+    broker.hurry();
+    tellAll('moved');
+  });
   document.addEventListener('visibilitychange', () => document.hidden || broker.hurry());
   // A page kept for the back button would keep its sessions.
   addEventListener('pagehide', () => {

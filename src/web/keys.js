@@ -17,7 +17,7 @@ export function listenToKeys(chosen) {
   addEventListener('keydown', (event) => {
     const target = /** @type {HTMLElement} */ (event.target);
     if (!shortcuts.checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat || help.open) return;
-    if (target.matches('input') || (event.key === ' ' && target.matches('a, button') && target.offsetParent)) return;
+    if (target.matches('input, select') || (event.key === ' ' && target.matches('a, button') && target.offsetParent)) return;
     const tile = chosen();
     /** @type {Record<string, (() => void) | undefined>} */
     const keys = {

@@ -4,7 +4,7 @@
 import * as access from './access.js';
 import { cameras } from './api.js';
 import { listenToKeys } from './keys.js';
-import { Signaling } from './signaling.js';
+import { Signaling, onMove } from './signaling.js';
 import { Tile } from './tile.js';
 
 /** @import { Around, Board } from './types.d.ts' */
@@ -134,8 +134,8 @@ function notify(sentence) {
 function listen() {
   addEventListener('popstate', route);
   listenToKeys(() => shown().find((tile) => tile === chosen) ?? shown()[0]);
-  addEventListener('online', wake);
-  document.addEventListener('visibilitychange', wake);
+  onMove(() => wake(true));
+  document.addEventListener('visibilitychange', () => wake(false));
   // A page kept for the back button would keep its sessions.
   addEventListener('pagehide', () => signaling.close());
   playAll.onclick = () => {
@@ -159,10 +159,11 @@ async function onToken(event) {
   for (const tile of tiles.values()) if (tile.player.state.is === 'ended') tile.play();
 }
 
-function wake() {
+/** @param {boolean} moved */
+function wake(moved) {
   clearTimeout(refreshing);
-  if (document.hidden) return;
-  signaling.check();
-  for (const tile of tiles.values()) tile.player.tell({ type: 'online' });
+  if (document.hidden && !moved) return;
+  signaling.check(moved);
+  for (const tile of tiles.values()) tile.player.tell({ type: moved ? 'moved' : 'online' });
   refresh();
 }

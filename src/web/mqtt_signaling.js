@@ -19,7 +19,7 @@ export class MqttSignaling {
   #welcome = null;
   /** @type {(message: Message) => void} */
   #hello = () => {};
-  /** `asked`: what is to be answered, once: QoS 1 may bring an answer twice. @type {Map<string, { receive: Receive, asked: string | null }>} */
+  /** @type {Map<string, Receive>} */
   #sessions = new Map();
   #sent = 0;
 
@@ -42,7 +42,7 @@ export class MqttSignaling {
 
   /** @param {string} session @param {Receive} receive */
   join(session, receive) {
-    this.#sessions.set(session, { receive, asked: null });
+    this.#sessions.set(session, receive);
   }
 
   /** Says bye, unless the session is over already. @param {string} session */
@@ -55,13 +55,14 @@ export class MqttSignaling {
 
   /** @param {string} session @param {string} type @param {object} [fields] */
   send(session, type, fields) {
-    const known = this.#sessions.get(session);
-    if (!known) return;
+    const receive = this.#sessions.get(session);
+    if (!receive) return '';
     // The device may have started anew since it was greeted.
     const token = type === 'offer' ? this.#its.token() || undefined : undefined;
     const id = this.#mark(session);
-    if (type === 'offer' || type === 'restart') known.asked = id;
-    this.#post({ type, session, id, token, ...fields }, (why) => type !== 'bye' && known.receive({ type: 'error', ...why }));
+    // All else can wait until the broker is back, or be said again.
+    this.#post({ type, session, id, token, ...fields }, (why) => type === 'offer' && receive({ type: 'error', ...why }));
+    return id;
   }
 
   check() {
@@ -73,18 +74,16 @@ export class MqttSignaling {
     const sessions = [...this.#sessions];
     for (const [session] of sessions) this.leave(session);
     this.#welcome = null;
-    for (const [, { receive }] of sessions) receive({ type: 'closed' });
+    for (const [, receive] of sessions) receive({ type: 'closed' });
   }
 
   /** @param {Message} message from our own topic below the device's `rsp/` */
   receive(message) {
     this.#hello(message);
     const session = message.session ?? message.id?.split('.')[0] ?? '';
-    const known = this.#sessions.get(session);
-    if (!known || (message.type === 'answer' && message.id !== known.asked)) return;
-    if (message.type === 'answer') known.asked = null;
+    const receive = this.#sessions.get(session);
     if (message.type === 'bye') this.#sessions.delete(session);
-    known.receive(message);
+    receive?.(message);
   }
 
   /** @param {(welcome: Welcome) => void} resolve @param {(why: Reason) => void} reject */

@@ -3,7 +3,7 @@
 
 import { reasonOf } from './signaling.js';
 
-/** @import { Link, Message, Reason, Tell } from './types.d.ts' */
+/** @import { Link, Message, Reason, Said, Tell } from './types.d.ts' */
 
 export class Peer {
   #its;
@@ -13,9 +13,14 @@ export class Peer {
   #connection = null;
   /** Held back until the offer is on its way. @type {(RTCIceCandidate | null)[] | null} */
   #held = [];
+  /** What is to be answered next, once: to what was offered before, an answer is of no use, and a broker may bring one twice. */
+  #asked = '';
   #closed = false;
 
-  /** @param {{ session: string, camera: string, signaling: Link, tell: Tell, show: (stream: MediaStream) => void }} its */
+  /**
+   * @param {{ session: string, camera: string, signaling: Link, tell: Tell, show: (stream: MediaStream) => void, quality: () => string, stats: (said: Said) => void }} its
+   *   `stats`: what the device says to `ask`
+   */
   constructor(its) {
     this.#its = its;
     this.#tell = (event) => this.#closed || its.tell(event);
@@ -31,7 +36,7 @@ export class Peer {
       await this.#try(async () => {
         this.#listen((this.#connection = new RTCPeerConnection({ iceServers, bundlePolicy: 'max-bundle' })));
         this.#connection.addTransceiver('video', { direction: 'recvonly' });
-        await this.#offer('offer', { camera });
+        await this.#offer('offer', { camera, quality: this.#its.quality() });
       });
     } catch (refusal) {
       this.#trouble(/** @type {Reason} */ (refusal));
@@ -45,6 +50,16 @@ export class Peer {
       this.#connection?.restartIce();
       await this.#offer('restart', {});
     });
+  }
+
+  /** What it wants now. */
+  prefer() {
+    this.#its.signaling.send(this.#its.session, 'quality', { quality: this.#its.quality() });
+  }
+
+  /** How the device sees it. */
+  ask() {
+    this.#its.signaling.send(this.#its.session, 'stats');
   }
 
   /** @returns {Promise<RTCStatsReport> | undefined} */
@@ -76,7 +91,7 @@ export class Peer {
   /** @param {'offer' | 'restart'} type @param {object} fields */
   async #offer(type, fields) {
     await this.#connection?.setLocalDescription();
-    this.#its.signaling.send(this.#its.session, type, { ...fields, description: this.#connection?.localDescription });
+    this.#asked = this.#its.signaling.send(this.#its.session, type, { ...fields, description: this.#connection?.localDescription });
     const held = this.#held ?? [];
     this.#held = null;
     for (const candidate of held) this.#trickle(candidate);
@@ -91,14 +106,19 @@ export class Peer {
   #receive(message) {
     switch (message.type) {
       case 'answer':
+        if (message.id !== this.#asked) return;
+        this.#asked = '';
         this.#tell({ type: 'answered' });
         return this.#try(() => this.#connection?.setRemoteDescription(message.description));
-      case 'candidate':
-        return this.#try(() => this.#connection?.addIceCandidate(message.candidate ?? undefined));
       case 'state':
         if (message.state === 'camera-lost') this.#tell({ type: 'lost', message: message.message ?? '' });
         if (message.state === 'camera-back') this.#tell({ type: 'back' });
+        if (message.state === 'address-changed') this.#tell({ type: 'moved' });
         return;
+      case 'stats':
+        return this.#its.stats(message);
+      case 'moved':
+        return this.#tell({ type: 'moved' });
       case 'error':
         return this.#trouble(reasonOf(message));
       case 'bye':

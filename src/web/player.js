@@ -5,7 +5,7 @@ import { START, next, wakeAt, wanted } from './connection.js';
 import { Peer } from './peer.js';
 import { compare, sample } from './stats.js';
 
-/** @import { Event, Link, State } from './types.d.ts' */
+/** @import { Event, Link, Said, State } from './types.d.ts' */
 /** @import { Figures, Sample } from './stats.js' */
 
 const LOOK_MS = 1_000;
@@ -20,6 +20,8 @@ export class Player {
   state = START;
   /** How long the picture has been standing, in ms. */
   standing = 0;
+  /** What the device said last of how it fares. @type {Said | null} */
+  said = null;
   #its;
   /** @type {Peer | null} */
   #peer = null;
@@ -32,8 +34,8 @@ export class Player {
 
   /**
    * @param {{ camera: string, signaling: Link, changed: (before: State) => void,
-   *   show: (stream: MediaStream) => void, figures: (figures: Figures | null) => void }} its
-   *   `changed` after every change of `state`; `figures` once a second while there is a connection
+   *   show: (stream: MediaStream) => void, figures: (figures: Figures | null) => void, quality: () => string, curious: () => boolean }} its
+   *   `changed` after every change of `state`; `figures` once a second while there is a connection; `curious`: the device's are wanted, too
    */
   constructor(its) {
     this.#its = its;
@@ -46,8 +48,13 @@ export class Player {
     if (this.state === before) return;
     this.#reconcile();
     this.#arm();
-    if (event.type === 'disconnected') this.#its.signaling.check();
+    if (['disconnected', 'failed', 'moved'].includes(event.type)) this.#its.signaling.check();
     this.#its.changed(before);
+  }
+
+  /** The viewer wants another quality. */
+  prefer() {
+    this.#peer?.prefer();
   }
 
   #reconcile() {
@@ -61,9 +68,9 @@ export class Player {
   /** @param {number} session */
   #open(session) {
     this.#session = session;
-    const { camera, signaling, show } = this.#its;
+    const { camera, signaling, show, quality } = this.#its;
     // Tiles share the link, so the tile's own count does not name its session.
-    this.#peer = new Peer({ session: `${MARK}-${++sessions}`, camera, signaling, show, tell: (event) => this.tell(event) });
+    this.#peer = new Peer({ session: `${MARK}-${++sessions}`, camera, signaling, show, quality, stats: (said) => (this.said = said), tell: (event) => this.tell(event) });
     this.#looking = setInterval(() => this.#look(), LOOK_MS);
     this.#peer.open();
   }
@@ -72,7 +79,7 @@ export class Player {
     clearInterval(this.#looking);
     this.#peer?.close();
     this.#peer = null;
-    this.#last = null;
+    this.#last = this.said = null;
     this.standing = 0;
     this.#its.figures(null);
   }
@@ -85,6 +92,8 @@ export class Player {
 
   async #look() {
     const peer = this.#peer;
+    if (this.#its.curious()) peer?.ask();
+    else this.said = null;
     const report = await peer?.stats();
     if (!report || peer !== this.#peer || this.state.is !== 'live') return;
     const now = sample(report);
@@ -93,7 +102,7 @@ export class Player {
     if (!before) return;
     const moves = now.decoded > before.decoded || this.state.lost !== null;
     this.standing = moves ? 0 : this.standing + (now.at - before.at);
-    this.#its.figures(compare(before, now));
+    this.#its.figures(compare(before, now, this.said));
     if (this.standing >= STALLED_MS) this.tell({ type: 'stalled' });
   }
 }

@@ -1,21 +1,39 @@
 // @ts-check
 /**
  * The envelope over one WebSocket, shared by all tiles of the page: `{"v":1,"id","type","session",…}` with the browser's own JSON inside.
- * The socket is opened when it is needed and closed when no session is left. Each tile has its own patience (`connection.js`),
- * so there is none here.
+ * The socket is opened when it is needed and closed when no session is left. One that is lost is replaced by another that takes the
+ * sessions over; their pictures do not come that way. For all else each tile has its own patience (`connection.js`).
  */
+
+import { delay } from './connection.js';
 
 /** @import { After, Message, Reason, Receive, Welcome } from './types.d.ts' */
 
 const OPEN_MS = 8_000;
 const PING_MS = 15_000;
-const PONG_MS = 5_000;
+const PONG_MS = 3_000;
+/** Between two tries to get lost sessions back. */
+const AGAIN_MS = 2_000;
+/** The device keeps the sessions of a socket that closes with this. */
+const BACK_SOON = 4000;
 
 /** @type {After} */
 export const byClock = (ms, then) => {
   const timer = setTimeout(then, ms);
   return () => clearTimeout(timer);
 };
+
+/** Calls `then` when this machine is in another network than before. @param {() => void} then */
+export function onMove(then) {
+  addEventListener('online', then);
+  const { connection } = /** @type {any} */ (navigator);
+  let kind = connection?.type;
+  // It changes its estimates all the time; only the kind of network matters, where it is told at all.
+  connection?.addEventListener('change', () => {
+    if (kind !== connection.type) then();
+    kind = connection.type;
+  });
+}
 
 export class Signaling {
   #its;
@@ -25,7 +43,12 @@ export class Signaling {
   #welcome = null;
   /** @type {Map<string, Receive>} */
   #sessions = new Map();
-  #gone = () => {};
+  /** What the next socket takes the sessions over with. */
+  #resume = '';
+  /** Sessions left while there was no socket. @type {string[]} */
+  #left = [];
+  #failures = 0;
+  #gone = (/** @type {boolean} */ _forGood) => {};
   #sent = 0;
   #heard = 0;
 
@@ -53,25 +76,43 @@ export class Signaling {
 
   /** Says bye, unless the session is over already. @param {string} session */
   leave(session) {
-    this.send(session, 'bye');
+    if (this.#sessions.has(session) && !this.#post({ type: 'bye', session })) this.#left.push(session);
     this.#sessions.delete(session);
   }
 
   /** @param {string} session @param {string} type @param {object} [fields] */
   send(session, type, fields) {
-    if (this.#sessions.has(session)) this.#post({ type, session, id: `${session}.${++this.#sent}`, ...fields });
+    const id = `${session}.${++this.#sent}`;
+    if (this.#sessions.has(session)) this.#post({ type, session, id, ...fields });
+    return id;
   }
 
-  /** Asks whether the device is still there; a socket without an answer counts as closed, since TCP may take minutes to notice. */
-  check() {
+  /** Asks whether the device is still there; a socket without an answer counts as lost, since TCP may take minutes to notice. */
+  check(moved = false) {
     const [heard, gone] = [this.#heard, this.#gone];
+    if (moved && this.#socket?.readyState === 0) gone(false);
+    if (!this.#socket) return this.#again();
     if (!this.#post({ type: 'ping', id: `ping.${++this.#sent}` })) return;
-    this.#its.after(PONG_MS, () => heard === this.#heard && gone());
+    this.#its.after(PONG_MS, () => heard === this.#heard && gone(false));
   }
 
-  /** Ends the socket: the next `welcome` introduces itself anew, with the token of then. */
+  /** Ends all sessions: the next `welcome` introduces itself anew, with the token of then. */
   close() {
-    this.#gone();
+    this.#gone(true);
+    this.#end({ type: 'closed' });
+  }
+
+  #again() {
+    if (this.#sessions.size) this.welcome().catch(() => {});
+  }
+
+  /** @param {Message} message their last */
+  #end(message) {
+    const receivers = [...this.#sessions.values()];
+    this.#sessions.clear();
+    this.#resume = '';
+    this.#left = [];
+    for (const receive of receivers) receive(message);
   }
 
   /** @param {(welcome: Welcome) => void} resolve @param {(why: Reason) => void} reject */
@@ -80,24 +121,25 @@ export class Signaling {
     /** @type {Reason} */
     let why = { code: 'unreachable' };
     const socket = (this.#socket = open(url));
-    const gone = (this.#gone = () => {
+    const gone = (this.#gone = (forGood) => {
       if (this.#socket !== socket) return;
       callOff();
-      socket.close();
+      socket.close(forGood ? 1000 : BACK_SOON);
       this.#socket = this.#welcome = null;
       reject(why);
-      const receivers = [...this.#sessions.values()];
-      this.#sessions.clear();
-      for (const receive of receivers) receive({ type: 'closed' });
+      if (forGood) return;
+      if (!this.#resume) return this.#end({ type: 'closed' });
+      const wait = this.#failures++ && Math.min(delay(this.#failures, Math.random()), AGAIN_MS);
+      after(wait, () => this.#socket || this.#again());
     });
-    let callOff = after(OPEN_MS, gone);
+    let callOff = after(OPEN_MS, () => gone(false));
     const beat = () => {
-      if (!this.#sessions.size) return gone();
+      if (!this.#sessions.size) return this.close();
       this.check();
       callOff = after(PING_MS, beat);
     };
-    socket.onclose = gone;
-    socket.onopen = () => this.#post({ type: 'hello', id: 'hello', token: token() || undefined });
+    socket.onclose = () => gone(false);
+    socket.onopen = () => this.#post({ type: 'hello', id: 'hello', token: token() || undefined, resume: this.#resume || undefined });
     socket.onmessage = ({ data }) => {
       if (this.#socket !== socket) return;
       this.#heard++;
@@ -105,10 +147,16 @@ export class Signaling {
       if (message?.type === 'welcome') {
         callOff();
         callOff = after(PING_MS, beat);
+        if (!message.resumed) this.#end({ type: 'closed' });
+        for (const session of this.#left.splice(0)) this.#post({ type: 'bye', session });
+        this.#resume = message.resume ?? '';
+        this.#failures = 0;
         resolve(message);
+        if (message.resumed) for (const receive of [...this.#sessions.values()]) receive({ type: 'moved' });
       } else if (message?.type === 'error' && message.id === 'hello') {
         why = reasonOf(message);
-        gone();
+        gone(true);
+        this.#end(message);
       } else if (message) {
         this.#route(message);
       }

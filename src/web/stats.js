@@ -1,7 +1,7 @@
 // @ts-check
 /** From the browser's statistics to figures a person can read. Pure. */
 
-/** @import { Camera, Entry, Report } from './types.d.ts' */
+/** @import { Camera, Entry, Report, Said } from './types.d.ts' */
 /** @typedef {ReturnType<typeof sample>} Sample the counters of one moment */
 /** @typedef {ReturnType<typeof compare>} Figures of the time between two samples */
 
@@ -35,14 +35,15 @@ export function sample(report) {
   };
 }
 
-/** @param {Sample} before @param {Sample} now */
-export function compare(before, now) {
+/** @param {Sample} before @param {Sample} now @param {Said | null} said by the device */
+export function compare(before, now, said = null) {
   const seconds = Math.max((now.at - before.at) / 1000, 0.001);
   const received = now.received - before.received;
   // A packet counted lost may still come: the count can go down.
   const lost = Math.max(now.lost - before.lost, 0);
   return {
     ...now,
+    said,
     lost: Math.max(now.lost, 0),
     fps: (now.decoded - before.decoded) / seconds,
     kbps: ((now.bytes - before.bytes) * 8) / 1000 / seconds,
@@ -57,15 +58,19 @@ export function compare(before, now) {
 
 /** @type {(figures: Figures, camera: Camera | undefined) => [label: string, value: string][]} */
 export function lines(figures, camera) {
+  const { said } = figures;
   return [
     ['Picture', figures.width ? `${figures.width} × ${figures.height}, ${figures.fps.toFixed(0)} fps` : 'none yet'],
-    ['Bitrate', `${figures.kbps.toFixed(0)} kbit/s`],
-    ['Loss', `${figures.loss.toFixed(1)} %, ${figures.lost} in all, ${figures.repaired} repaired`],
-    ['Round trip', ms(figures.roundTrip)],
+    ['Quality', said?.rendition ? `${said.quality === 'auto' ? 'auto, now ' : ''}${said.rendition}${said.thinned ? '; few pictures: slow network' : ''}` : UNKNOWN],
+    ['Bitrate', `${figures.kbps.toFixed(0)} kbit/s${said ? ` of ${said.sent_kbps} sent` : ''}`],
+    ['Network', said?.estimate_kbps ? `carries about ${said.estimate_kbps} kbit/s` : UNKNOWN],
+    ['Loss', `${figures.loss.toFixed(1)} %, ${figures.lost} in all, ${figures.repaired} repaired${said ? `; camera ${(100 * Number(said.loss)).toFixed(1)} %` : ''}`],
+    ['Round trip', `${ms(figures.roundTrip)}${said?.round_trip_ms ? `; camera ${ms(Number(said.round_trip_ms))}` : ''}`],
     ['Jitter buffer', ms(figures.buffer)],
     ['Decoding', `${ms(figures.decode)}, ${figures.dropped} dropped`],
     ['Freezes', figures.freezes ? `${figures.freezes}, ${figures.frozen.toFixed(1)} s in all` : 'none'],
     ['Path', figures.path],
+    ['Camera’s side', said?.path ? `${said.path.local_type}, ${String(said.path.transport).toUpperCase()}${said.path.remote_relayed ? ', you behind a relay' : ''}` : UNKNOWN],
     ['Codec', figures.codec],
     ['Encoder', camera?.encoder_reason ?? camera?.encoder ?? UNKNOWN],
     ['Source', camera?.source ?? UNKNOWN],
@@ -97,7 +102,8 @@ function pathOf(pair, entries) {
   const [local, remote] = [entries.get(pair?.localCandidateId), entries.get(pair?.remoteCandidateId)];
   if (!local || !remote) return UNKNOWN;
   const protocol = (local.relayProtocol ?? local.protocol ?? 'udp').toUpperCase();
-  return `you ${local.candidateType} → camera ${remote.candidateType}, ${protocol}`;
+  const relayed = [local, remote].some(({ candidateType }) => candidateType === 'relay');
+  return `you ${local.candidateType} → camera ${remote.candidateType}, ${protocol}, ${relayed ? 'relayed' : 'direct'}`;
 }
 
 /** @param {Entry | undefined} codec */

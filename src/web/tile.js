@@ -11,6 +11,8 @@ import { badge, say, title, unable } from './words.js';
 /** @import { Figures } from './stats.js' */
 
 const IDLE_MS = 3_000;
+/** A moment of few pictures needs no words. */
+const SLOW_LOOKS = 3;
 
 export class Tile {
   /** @type {Camera | undefined} */
@@ -20,6 +22,9 @@ export class Tile {
   #sight;
   /** @type {Saying | null} */
   #saying = null;
+  /** It gets few pictures; for how many looks the device has said that the network is why. */
+  #few = false;
+  #slow = 0;
   #idle = 0;
 
   /** @param {string} id the device's name for it @param {Around} around @param {string} name ours @param {string} href */
@@ -35,6 +40,8 @@ export class Tile {
       signaling: around.signaling,
       show: (stream) => this.#show(stream),
       figures: (figures) => this.#figures(figures),
+      quality: () => this.#parts.quality.value,
+      curious: () => this.#few || !this.#parts.stats.hidden,
       changed: (before) => {
         this.#holdPicture(before);
         this.render();
@@ -42,6 +49,7 @@ export class Tile {
       },
     });
     this.#label(href);
+    this.#keepQuality();
     this.#listen();
     this.#sight = new Sight(this.element, { exempt: () => this.#inPip, tell: (event) => this.player.tell(event) });
     this.render();
@@ -111,7 +119,7 @@ export class Tile {
 
   /** Brings the page up to the state; called on every change and, while something is counted, every second. */
   render() {
-    const { start, controls, state, shot, pip, video, word, watching } = this.#parts;
+    const { start, controls, state, shot, pip, video, word, watching, quality } = this.#parts;
     const { is } = this.player.state;
     const { word: badgeWord, tone } = badge(this.player.state, this.camera);
     this.element.dataset.state = is;
@@ -123,10 +131,12 @@ export class Tile {
     controls.hidden = !this.busy;
     if (!this.busy) this.#showStats(false);
     shot.disabled = pip.disabled = !video.videoWidth;
+    quality.options[2].disabled = this.camera?.low?.state === 'unavailable';
     this.#renderMessage();
     // Whoever pressed a button that is gone now stands at its opposite, not at the top of the page.
     if (this.element.contains(focused) && !focused?.getClientRects().length) this.focus();
-    const [width, height] = video.videoWidth ? [video.videoWidth, video.videoHeight] : [this.camera?.width, this.camera?.height];
+    // Of the camera, not of what it sends just now: nothing moves when the picture gets smaller.
+    const [width, height] = this.camera?.width ? [this.camera.width, this.camera.height] : [video.videoWidth, video.videoHeight];
     if (width) this.element.style.setProperty('--ratio', `${width} / ${height}`);
   }
 
@@ -150,13 +160,30 @@ export class Tile {
 
   /** @param {string} href */
   #label(href) {
-    const { name, video, controls, start, stop } = this.#parts;
+    const { name, video, controls, start, stop, quality } = this.#parts;
     name.textContent = this.element.ariaLabel = this.name;
     name.href = href;
     video.ariaLabel = `Live picture of ${this.name}`;
     controls.ariaLabel = `Controls of ${this.name}`;
     start.ariaLabel = `Play ${this.name}`;
     stop.ariaLabel = `Stop ${this.name}`;
+    quality.ariaLabel = `Quality of ${this.name}`;
+  }
+
+  /** Each camera's choice, in this browser. */
+  #keepQuality() {
+    const { quality } = this.#parts;
+    const key = `edgecam-quality ${this.name}`;
+    try {
+      quality.value = localStorage.getItem(key) ?? 'auto';
+    } catch {
+      // Without storage the choice lasts as long as the page.
+    }
+    if (!quality.value) quality.value = 'auto';
+    quality.onchange = () => {
+      this.player.prefer();
+      localStorage.setItem(key, quality.value);
+    };
   }
 
   #listen() {
@@ -221,6 +248,10 @@ export class Tile {
 
   /** @param {Figures | null} figures */
   #figures(figures) {
+    this.#slow = figures?.said?.thinned ? this.#slow + 1 : 0;
+    if (this.#slow === SLOW_LOOKS) this.#around.announce(`${this.name}: few pictures, the network is slow`);
+    this.#parts.hint.hidden = this.#slow < SLOW_LOOKS;
+    this.#few = !!figures && figures.fps < (this.camera?.fps ?? 0) / 2;
     this.render();
     const rows = figures ? lines(figures, this.camera) : [['Picture', 'measuring']];
     if (!this.#parts.stats.hidden) this.#parts.stats.replaceChildren(...rows.flatMap(([label, value]) => [make('dt', label), make('dd', value)]));

@@ -8,8 +8,9 @@ export interface Reason { code: string; title?: string; message?: string; retryA
 /** `session` counts the attempts of a tile; `lost` is what the device said when its camera went, null while the camera is there. */
 export interface Off { is: 'off'; session: number }
 export interface Connecting { is: 'connecting'; session: number; failures: number; answered: boolean; lost: string | null; giveUpAt: number }
-export interface Live { is: 'live'; session: number; failures: number; restarts: number; since: number; picture: boolean; lost: string | null }
-export interface Restoring extends Omit<Live, 'is'> { is: 'restoring'; restartAt: number | null; giveUpAt: number }
+/** `tries` are the ICE restarts since something happened, `restarts` all. */
+export interface Live { is: 'live'; session: number; failures: number; restarts: number; restartAt: number | null; restartedAt: number; tries: number; since: number; picture: boolean; lost: string | null }
+export interface Restoring extends Omit<Live, 'is'> { is: 'restoring'; giveUpAt: number }
 export interface Waiting { is: 'waiting'; session: number; failures: number; until: number; why: Reason }
 export interface Paused { is: 'paused'; session: number }
 export interface Ended { is: 'ended'; session: number; since: number; why: Reason }
@@ -18,6 +19,8 @@ export type State = Off | Connected | Waiting | Paused | Ended;
 
 export type Event =
   | { type: 'play' | 'stop' | 'hidden' | 'shown' | 'online' | 'time' }
+  /** Here or there the network is another than before. */
+  | { type: 'moved' }
   /** To be played when it is seen. */
   | { type: 'later' }
   /** The camera can be played, as far as is known. */
@@ -34,7 +37,7 @@ export type Step<S extends State = State> = (state: S, now: number, random: numb
 
 export interface Message { type: string; id?: string; session?: string; [field: string]: any }
 export interface Welcome extends Message { ice_servers?: RTCIceServer[] }
-/** Gets every message of a session, and `{ type: 'closed' }` when the socket is gone. */
+/** Gets every message of a session, `{ type: 'moved' }` when the link came back by another network, `{ type: 'closed' }` when it did not. */
 export type Receive = (message: Message) => void;
 /** Calls `then` after `ms`, unless what it returns is called before. */
 export type After = (ms: number, then: () => void) => () => void;
@@ -45,13 +48,17 @@ export interface Link {
   welcome(): Promise<Welcome>;
   join(session: string, receive: Receive): void;
   leave(session: string): void;
-  send(session: string, type: string, fields?: object): void;
-  check(): void;
+  /** Gives the message's id. */
+  send(session: string, type: string, fields?: object): string;
+  /** `moved`: what is under way is no good any more. */
+  check(moved?: boolean): void;
   close(): void;
 }
 
 /* stats.js */
 
+/** The device's answer to `stats`. */
+export interface Said extends Message { quality?: string; rendition?: string | null; thinned?: boolean; estimate_kbps?: number | null; sent_kbps?: number; loss?: number; round_trip_ms?: number | null; path?: { transport: string; local_type: string; remote_relayed: boolean } | null }
 export interface Entry { id: string; type: string; [field: string]: any }
 /** As RTCStatsReport, which is a Map. */
 export interface Report { values(): Iterable<Entry> }
@@ -77,6 +84,8 @@ export interface Camera {
   encoder: string | null;
   encoder_reason: string | null;
   bitrate_kbps: number | null;
+  /** The smaller rendition, where the device knows of such. */
+  low?: { state: string; reason?: string };
 }
 
 /** What stands over the picture. */
@@ -170,12 +179,14 @@ export interface Parts {
   detail: HTMLElement;
   again: HTMLButtonElement;
   start: HTMLButtonElement;
+  hint: HTMLElement;
   stats: HTMLElement;
   name: HTMLAnchorElement;
   state: HTMLElement;
   word: HTMLElement;
   watching: HTMLElement;
   controls: HTMLElement;
+  quality: HTMLSelectElement;
   stop: HTMLButtonElement;
   shot: HTMLButtonElement;
   info: HTMLButtonElement;

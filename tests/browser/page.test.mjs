@@ -295,6 +295,91 @@ test('an ICE restart keeps the session and its pictures', async (t) => {
   viewer.assertNoComplaints();
 });
 
+test('when the device says that its address changed, ICE is restarted at once, in the same session', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  const wire = await listenIn(viewer);
+  await (await viewer.open(daemon.at('front'))).sees();
+  const [{ session }] = wire.said('offer');
+  wire.tell({ v: 1, type: 'state', session, state: 'address-changed' });
+  await until('a restart is answered', () => wire.heard('answer').length === 2);
+  assert.equal(await viewer.tile().getAttribute('data-state'), 'live', 'the picture was never in question');
+  await viewer.rate(60);
+  assert.equal(await daemon.metric('edgecam_sessions_opened_total'), 1);
+  viewer.assertNoComplaints();
+});
+
+test('when its socket is lost, the page comes back by another, and the pictures never stop', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  const wire = await listenIn(viewer);
+  await (await viewer.open(daemon.at('front'))).sees();
+  wire.cut();
+  await until('a restart is answered', () => wire.heard('answer').length === 2);
+  assert.deepEqual(wire.said('restart').map(({ session }) => session), [wire.said('offer')[0].session]);
+  await viewer.rate(60);
+  assert.equal(await viewer.tile().getAttribute('data-state'), 'live');
+  assert.equal(await viewer.page.evaluate(() => window.peers.length), 1);
+  assert.equal(await daemon.metric('edgecam_sessions_opened_total'), 1);
+  viewer.assertNoComplaints();
+});
+
+test('the viewer chooses a quality, which is kept, and sees in the statistics what comes of it', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser);
+  const wire = await listenIn(viewer);
+  await (await viewer.open(daemon.at('front'))).sees();
+  const picker = viewer.page.getByLabel('Quality of front');
+  assert.equal(await picker.inputValue(), 'auto');
+  const before = await viewer.tile().boundingBox();
+  await picker.selectOption('Low');
+  assert.equal(await until('it is said', () => wire.said('quality')[0]?.quality), 'low');
+  assert.deepEqual(wire.said('stats'), [], 'nobody asks for what nobody looks at');
+  await viewer.tile().getByRole('button', { name: 'Statistics' }).click();
+  const overlay = viewer.tile().locator('.stats');
+  await until('the device’s figures', async () => wire.heard('stats').at(-1)?.quality === 'low' && /kbit\/s of \d+ sent/.test(await overlay.innerText()));
+  assert.equal(wire.said('stats')[0].session, wire.said('offer')[0].session);
+  assert.match(await overlay.innerText(), /Path\s+you \w+ → camera \w+, UDP, direct/);
+  await viewer.assertUsable('the picker and the statistics');
+  await viewer.screenshot('statistics');
+  await viewer.tile().getByRole('button', { name: 'Statistics' }).click();
+  assert.deepEqual(await viewer.tile().boundingBox(), before, 'nothing moved');
+
+  await viewer.page.reload();
+  await viewer.sees();
+  assert.equal(wire.said('offer').at(-1).quality, 'low');
+  assert.equal(await picker.inputValue(), 'low');
+  await picker.press('ArrowUp');
+  assert.equal(await picker.inputValue(), 'high', 'by keyboard, too');
+  viewer.assertNoComplaints();
+});
+
+test('who gets few pictures is told why, and the picture’s place does not change with its size', async (t) => {
+  const daemon = await Daemon.start(t);
+  const viewer = await Viewer.come(t, browser, { viewport: { width: 390, height: 700 } });
+  const wire = await listenIn(viewer);
+  // As a device says it to a viewer whose network is slow.
+  wire.change = (message) => (message.type === 'stats' ? { ...message, rendition: 'low', thinned: true, estimate_kbps: 210, sent_kbps: 180, round_trip_ms: 210, loss: 0.031 } : message);
+  await (await viewer.open(daemon.at('front'))).sees();
+  const hint = viewer.tile().locator('.hint');
+  assert.ok(!(await hint.isVisible()));
+  await viewer.tile().getByRole('button', { name: 'Statistics' }).click();
+  await until('the words', () => hint.isVisible());
+  assert.match(await viewer.tile().locator('.stats').innerText(), /few pictures: slow network/);
+  assert.match(await viewer.page.locator('#announcer').innerText(), /front: few pictures, the network is slow/);
+  await viewer.screenshot('slow-network-statistics');
+  await viewer.tile().getByRole('button', { name: 'Statistics' }).click();
+  await viewer.screenshot('slow-network');
+  await until('it is over', async () => !(await hint.isVisible()));
+  const place = await viewer.tile().locator('.picture').boundingBox();
+  await viewer.tile().locator('video').evaluate((video) => {
+    Object.defineProperties(video, { videoWidth: { value: 160 }, videoHeight: { value: 120 } });
+    video.onresize();
+  });
+  assert.deepEqual(await viewer.tile().locator('.picture').boundingBox(), place);
+  viewer.assertNoComplaints();
+});
+
 test('a camera that does not exist is told in words', async (t) => {
   const daemon = await Daemon.start(t);
   const viewer = await Viewer.come(t, browser);
@@ -347,6 +432,34 @@ test('a plain script plays by WHEP', async (t) => {
   await until('the place is free', async () => (await daemon.camera()).viewers === 0);
   viewer.assertNoComplaints();
 });
+
+/** Stands between page and device, with `said` and `heard`, can `tell` the page something, and `cut` the line. */
+async function listenIn(viewer) {
+  const lines = { said: [], heard: [] };
+  const wire = {
+    said: (kind) => lines.said.filter(({ type }) => type === kind),
+    heard: (kind) => lines.heard.filter(({ type }) => type === kind),
+    change: (message) => message,
+  };
+  await viewer.page.routeWebSocket(/\/ws$/, (page) => {
+    const device = page.connectToServer();
+    page.onMessage((text) => {
+      lines.said.push(JSON.parse(text));
+      device.send(text);
+    });
+    device.onMessage((text) => {
+      const message = wire.change(JSON.parse(text));
+      lines.heard.push(message);
+      page.send(JSON.stringify(message));
+    });
+    wire.tell = (message) => page.send(JSON.stringify(message));
+    wire.cut = () => {
+      device.close({ code: 4000 });
+      page.close({ code: 4001 });
+    };
+  });
+  return wire;
+}
 
 /** In the page: a second of H.264 in Annex B, as base64. */
 async function recordClip() {

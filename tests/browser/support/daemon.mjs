@@ -63,6 +63,11 @@ export class Daemon {
     return join(this.#folder, name);
   }
 
+  /** Of each start. */
+  get mediaPorts() {
+    return [...this.log.matchAll(/media_port=(\d+)/g)].map(([, port]) => port);
+  }
+
   get log() {
     return this.#log.join('');
   }

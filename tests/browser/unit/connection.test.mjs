@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { CONNECT_MS, RESTART_MS, RESTORE_MS, START, STOOD_MS, delay, next, wakeAt, wanted } from '../../../src/web/connection.js';
+import { CONNECT_MS, RESTART_GAP_MS, RESTORE_MS, START, STOOD_MS, delay, next, wakeAt, wanted } from '../../../src/web/connection.js';
 
 /** A connection's life told in events; `at` moves the clock. */
 class Life {
@@ -75,32 +75,52 @@ describe('a tile that plays', () => {
 });
 
 describe('a connection that is interrupted', () => {
-  test('is given a moment, then its ICE is restarted, then a new session is made', () => {
-    const interrupted = live().tell('disconnected');
-    assert.deepEqual(wanted(interrupted.state), { session: 1, restarts: 0 });
-    assert.equal(wakeAt(interrupted.state), interrupted.now + RESTART_MS);
-    interrupted.due();
-    assert.deepEqual(wanted(interrupted.state), { session: 1, restarts: 1 });
-    interrupted.due();
-    assert.equal(interrupted.now, 1_000 + RESTORE_MS);
-    assert.equal(interrupted.state.why.code, 'lost');
-    assert.equal(wanted(interrupted.due().state).session, 2);
+  test('has its ICE restarted at once, and again, later and later, until a new session is made', () => {
+    for (const event of ['disconnected', 'failed']) {
+      const interrupted = live().tell(event);
+      assert.deepEqual(wanted(interrupted.state), { session: 1, restarts: 1 });
+      const waits = [];
+      while (interrupted.state.is === 'restoring') {
+        const before = interrupted.now;
+        waits.push(interrupted.due().now - before);
+      }
+      assert.deepEqual(waits, [2_000, 4_000, 8_000, 6_000]);
+      assert.equal(interrupted.now, 1_000 + RESTORE_MS);
+      assert.equal(interrupted.state.why.code, 'lost');
+      assert.equal(wanted(interrupted.due().state).session, 2);
+    }
   });
 
   test('goes on as if nothing had happened when it comes back', () => {
     const { state } = live().tell('disconnected', 'connected');
-    assert.deepEqual(state, live().state);
+    assert.deepEqual([state.is, state.picture, wakeAt(state)], ['live', true, null]);
   });
 
-  test('is restarted at once when it failed, and given up when it fails again', () => {
-    const failed = live().tell('failed');
+  test('is restarted once more when the restart fails, but not more often than once a second', () => {
+    const failed = live().tell('failed').wait(300).tell('failed', 'failed', 'moved', 'online');
     assert.deepEqual(wanted(failed.state), { session: 1, restarts: 1 });
-    assert.equal(failed.tell('failed').state.is, 'waiting');
+    assert.equal(wakeAt(failed.state), 1_000 + RESTART_GAP_MS);
+    assert.deepEqual(wanted(failed.due().state), { session: 1, restarts: 2 });
   });
 
   test('may be interrupted and restarted again', () => {
-    const { state } = live().tell('failed', 'connected', 'failed');
+    const { state } = live().tell('failed', 'connected').wait(5_000).tell('failed');
     assert.deepEqual(wanted(state), { session: 1, restarts: 2 });
+  });
+
+  test('is restarted while it still plays when the network is another one, and nobody is told of an interruption', () => {
+    const moved = live().tell('moved', 'moved');
+    assert.deepEqual([moved.state.is, wanted(moved.state).restarts], ['live', 1]);
+    assert.deepEqual([moved.due().state.is, wanted(moved.state).restarts, wakeAt(moved.state)], ['live', 2, null]);
+    assert.equal(live().tell('online').state.restarts, 0, 'a page that is looked at again has the same network');
+    assert.equal(life().tell('play', trouble('unreachable'), 'moved').state.is, 'connecting');
+    assert.equal(life().tell('moved').state.is, 'off');
+  });
+
+  test('is told after a restart whether its camera is lost', () => {
+    const restored = live().tell({ type: 'lost', message: 'unplugged' }, 'moved', 'answered');
+    assert.equal(restored.state.lost, null);
+    assert.equal(restored.tell({ type: 'lost', message: 'unplugged' }).state.lost, 'unplugged');
   });
 
   test('keeps the camera lost or back while it is restored', () => {
@@ -160,9 +180,9 @@ describe('an attempt that fails', () => {
     assert.equal(life().tell('play', trouble('no-such-camera'), 'play').state.is, 'connecting', 'but a person may ask again');
   });
 
-  test('does not end for a candidate the device cannot use', () => {
+  test('does not end for a candidate the device cannot use, or a message that is new to it', () => {
     const { state } = life().tell('play', 'answered');
-    assert.equal(next(state, trouble('bad-candidate'), 1_500, 0.5), state);
+    for (const code of ['bad-candidate', 'unknown-type']) assert.equal(next(state, trouble(code), 1_500, 0.5), state);
   });
 });
 
@@ -209,7 +229,7 @@ test('delays differ by chance and stay between their limits', () => {
 
 test('in whatever order things happen, there is one session, it is never stuck, and time alone brings it on', () => {
   const random = seeded(7);
-  const events = ['play', 'stop', 'hidden', 'shown', 'online', 'time', 'answered', 'connected', 'disconnected', 'failed', 'picture', 'stalled', 'back', 'ready', 'later'];
+  const events = ['play', 'stop', 'hidden', 'shown', 'online', 'time', 'answered', 'connected', 'disconnected', 'failed', 'moved', 'picture', 'stalled', 'back', 'ready', 'later'];
   const troubles = ['full', 'lost', 'unreachable', 'bad-candidate', 'no-such-camera', 'disabled'];
   for (let round = 0; round < 500; round++) {
     let state = START;
@@ -226,7 +246,7 @@ test('in whatever order things happen, there is one session, it is never stuck, 
       assert.ok(session === null || session === state.session);
       assert.ok(session !== wanted(before).session || restarts - wanted(before).restarts <= 1);
       const due = wakeAt(state);
-      assert.equal(due !== null, ['connecting', 'restoring', 'waiting'].includes(state.is));
+      if (state.is !== 'live') assert.equal(due !== null, ['connecting', 'restoring', 'waiting'].includes(state.is));
       if (due !== null) assert.notEqual(next(state, { type: 'time' }, due, 0.5), state);
       assert.equal(next(state, { type: 'stop' }, now, 0.5).is, 'off');
     }

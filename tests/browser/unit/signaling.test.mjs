@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { describe, test } from 'node:test';
 import { Signaling } from '../../../src/web/signaling.js';
 import { HOSTILE } from '../support/hostile.mjs';
 
@@ -13,7 +13,7 @@ class Device {
     url: 'ws://camera/ws',
     token: () => this.token,
     open: (url) => {
-      const socket = { url, readyState: 0, sent: [], send: (text) => socket.sent.push(JSON.parse(text)), close: () => (socket.readyState = 3) };
+      const socket = { url, readyState: 0, sent: [], send: (text) => socket.sent.push(JSON.parse(text)), close: (code) => Object.assign(socket, { readyState: 3, code }) };
       this.sockets.push(socket);
       return socket;
     },
@@ -44,10 +44,10 @@ class Device {
     due.forEach(({ then }) => then());
   }
 
-  async welcome() {
+  async welcome(more = {}) {
     const welcome = this.signaling.welcome();
     this.open();
-    this.say({ type: 'welcome', id: 'hello', ice_servers: [] });
+    this.say({ type: 'welcome', id: 'hello', ice_servers: [], ...more });
     return welcome;
   }
 
@@ -87,7 +87,8 @@ test('messages reach the session they are for, also errors that name only the me
   const [front, garden] = [device.join('s1'), device.join('s2')];
   device.signaling.send('s1', 'offer', { camera: 'front' });
   const [{ id }] = device.sent('offer');
-  device.say({ type: 'answer', session: 's2', description: {} });
+  device.signaling.send('s2', 'offer', { camera: 'garden' });
+  device.say({ type: 'answer', session: 's2', id: device.sent('offer')[1].id, description: {} });
   device.say({ type: 'error', id, code: 'too-long', message: 'too long' });
   assert.deepEqual(front.map(({ type }) => type), ['error']);
   assert.deepEqual(garden.map(({ type }) => type), ['answer']);
@@ -146,11 +147,104 @@ test('a socket that does not answer counts as closed', async () => {
   device.pass(15_000);
   const [{ id }] = device.sent('ping');
   device.say({ type: 'pong', id });
-  device.pass(5_000);
+  device.pass(3_000);
   assert.deepEqual(heard, [], 'it answered in time');
   device.pass(15_000);
-  device.pass(5_000);
+  device.pass(3_000);
   assert.deepEqual(heard, [{ type: 'closed' }]);
+});
+
+describe('a socket that is lost', () => {
+  test('is replaced at once, and the sessions go on in the new network', async () => {
+    const device = new Device();
+    await device.welcome({ resume: 'secret', resumed: false });
+    const heard = [device.join('s1'), device.join('s2')];
+    device.socket.onclose();
+    device.pass(0);
+    device.open();
+    assert.equal(device.socket.sent[0].resume, 'secret');
+    device.say({ type: 'welcome', id: 'hello', resume: 'secret', resumed: true });
+    for (const session of heard) assert.deepEqual(session, [{ type: 'moved' }]);
+    assert.equal(device.sockets.length, 2);
+  });
+
+  test('is replaced for as long as a session is there, soon and then every two seconds', async () => {
+    const device = new Device();
+    await device.welcome({ resume: 'secret' });
+    const heard = device.join('s1');
+    const waits = [];
+    for (let i = 0; i < 6; i++) {
+      device.socket.onclose();
+      waits.push(device.timers[0].ms);
+      device.pass(device.timers[0].ms);
+    }
+    assert.equal(waits[0], 0);
+    for (const wait of waits.slice(1)) assert.ok(wait > 0 && wait <= 2_000, `${wait}`);
+    assert.equal(waits[5], 2_000);
+    assert.deepEqual(heard, []);
+    device.signaling.leave('s1');
+    device.socket.onclose();
+    device.timers.forEach(({ then }) => then());
+    assert.equal(device.sockets.length, 7, 'nobody is left to come back for');
+    device.signaling.check(true);
+    assert.equal(device.sockets.length, 7);
+  });
+
+  test('takes its sessions along when the device has forgotten them, or does not know the viewer any more', async () => {
+    const device = new Device();
+    await device.welcome({ resume: 'secret' });
+    const heard = device.join('s1');
+    device.socket.onclose();
+    await device.welcome({ resume: 'other', resumed: false });
+    assert.deepEqual(heard, [{ type: 'closed' }]);
+    const again = device.join('s2');
+    device.socket.onclose();
+    device.pass(0);
+    device.open();
+    device.say({ type: 'error', id: 'hello', code: 'token-expired', message: 'the token has expired' });
+    assert.deepEqual(again.map(({ type, code }) => [type, code]), [['error', 'token-expired']]);
+  });
+
+  test('is told apart from one that is given back, so that the device knows whom to wait for', async () => {
+    const device = new Device();
+    await device.welcome({ resume: 'secret' });
+    const heard = device.join('s1');
+    device.signaling.check();
+    device.pass(3_000);
+    assert.equal(device.socket.code, 4000);
+    device.pass(0);
+    device.open();
+    device.say({ type: 'welcome', id: 'hello', resume: 'secret', resumed: true });
+    device.signaling.close();
+    assert.equal(device.socket.code, 1000);
+    assert.deepEqual(heard, [{ type: 'moved' }, { type: 'closed' }]);
+    await device.welcome();
+    assert.ok(!('resume' in device.socket.sent[0]));
+  });
+
+  test('is told later who left meanwhile', async () => {
+    const device = new Device();
+    await device.welcome({ resume: 'secret' });
+    device.join('s1');
+    device.join('s2');
+    device.socket.onclose();
+    device.signaling.leave('s1');
+    await device.welcome({ resume: 'secret', resumed: true });
+    assert.deepEqual(device.sent('bye').map(({ session }) => session), ['s1']);
+  });
+
+  test('is not waited for any longer when the network is another one', async () => {
+    const device = new Device();
+    await device.welcome({ resume: 'secret' });
+    device.join('s1');
+    device.socket.onclose();
+    device.pass(0);
+    assert.equal(device.sockets.length, 2);
+    device.signaling.check();
+    assert.equal(device.sockets.length, 2, 'this one may still come up');
+    device.signaling.check(true);
+    assert.equal(device.sockets.length, 3);
+  });
 });
 
 test('without sessions the socket is given back', async () => {

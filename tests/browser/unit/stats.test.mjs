@@ -50,7 +50,7 @@ test('nothing received is no division by nothing', () => {
 
 test('the chosen path is told with both ends, and how a relay is reached', () => {
   const { path, roundTrip } = sample(chromium());
-  assert.equal(path, 'you relay → camera host, TLS');
+  assert.equal(path, 'you relay → camera host, TLS, relayed');
   assert.equal(roundTrip, 12);
 });
 
@@ -58,7 +58,17 @@ test('without the transport that names it, the nominated pair is the path', () =
   const firefox = chromium();
   firefox.delete('T');
   firefox.delete('Q');
-  assert.equal(sample(firefox).path, 'you relay → camera host, TLS');
+  assert.equal(sample(firefox).path, 'you relay → camera host, TLS, relayed');
+});
+
+test('what the device says stands beside what the browser measures', () => {
+  const said = { quality: 'auto', rendition: 'low', thinned: true, estimate_kbps: 380, sent_kbps: 310, loss: 0.0123, round_trip_ms: 52.3, path: { transport: 'tcp', local_type: 'host', remote_relayed: true } };
+  const told = (said) => Object.fromEntries(lines(compare(sample(chromium()), sample(chromium({ timestamp: 11_000, bytesReceived: 1_025_000 })), said), undefined));
+  const { Quality, Bitrate, Network, Loss, 'Round trip': trip, 'Camera’s side': side } = told(said);
+  assert.deepEqual([Quality, Bitrate, Network], ['auto, now low; few pictures: slow network', '200 kbit/s of 310 sent', 'carries about 380 kbit/s']);
+  assert.deepEqual([Loss.split('; ')[1], trip, side], ['camera 1.2 %', '12 ms; camera 52 ms', 'host, TCP, you behind a relay']);
+  assert.equal(told({ ...said, quality: 'low', thinned: false }).Quality, 'low');
+  for (const odd of [{}, { rendition: {}, sent_kbps: [], loss: 'x', round_trip_ms: {}, path: {}, estimate_kbps: true }]) assert.ok(told(odd), 'whatever a device says');
 });
 
 test('the overlay has a line for everything, known or not', () => {
