@@ -46,7 +46,7 @@ impl RelayedViewer {
     /// Watches until as many pictures more could be shown.
     pub async fn sees(&mut self, pictures: usize) {
         let wanted = self.pictures() + pictures;
-        let watching = self.watch(|viewer| viewer.received.pictures().len() >= wanted);
+        let watching = self.watch(|viewer| viewer.received.pictures_of_a_real_camera() >= wanted);
         let outcome = timeout(Duration::from_secs(20), watching).await;
         assert!(outcome.is_ok(), "{} of {wanted} pictures came", self.pictures());
     }
@@ -57,7 +57,7 @@ impl RelayedViewer {
     }
 
     pub fn pictures(&self) -> usize {
-        self.viewer.received.pictures().len()
+        self.viewer.received.pictures_of_a_real_camera()
     }
 
     async fn watch(&mut self, is_enough: impl Fn(&Viewer) -> bool) {
