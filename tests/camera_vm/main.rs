@@ -18,14 +18,17 @@ use tokio::time::{sleep, timeout};
 use guest::{ENCODER, Guest, SCATTERED_WEBCAM, WEBCAM};
 use viewer::{PATIENCE, Viewer};
 
-/// 640x360 is the webcam's largest size that reaches 30 pictures a second.
+/// The guest's encoder knows no rates: its pictures are as large as they are. So they are small ones, the rate is ample, and there is
+/// no second rendition that viewers could be moved to, lest what is told here is how a network copes with it.
 const CAMERA: &str = r#"
     source = "v4l2:/dev/video0"
-    width = 640
-    height = 360
+    width = 320
+    height = 180
     fps = 30
     [camera.encoder]
-    max_kbps = 1200
+    max_kbps = 10000
+    [camera.low]
+    enabled = false
 "#;
 
 /// What `Guest::start_webcam` makes.
@@ -80,7 +83,7 @@ async fn the_webcam_streams_through_the_hardware_encoder_without_a_copy() {
     assert_eq!(camera["state"], "running", "{camera}");
     // The driver takes steps of 25 kbit/s; congestion control may ask for less than the most allowed.
     let bitrate = guest.encoder_figure("last_bitrate");
-    assert!((25_000..=1_200_000).contains(&bitrate), "{bitrate}");
+    assert!((25_000..=10_000_000).contains(&bitrate), "{bitrate}");
     let (frames, in_place) = (guest.encoder_figure("n_frames"), guest.encoder_figure("n_dmabuf"));
     assert!(frames >= 30, "{frames}");
     assert!(in_place >= 30, "only {in_place} of {frames} frames were read in place");
