@@ -16,6 +16,7 @@ pub mod gop_ring;
 pub mod low;
 pub mod pace;
 pub mod places;
+pub mod playout;
 pub mod renditions;
 pub mod server_url;
 pub mod session;

@@ -132,7 +132,7 @@ mod tests {
             sequence_number,
             timestamp: 0,
             marker: false,
-            is_keyframe: false,
+            playout_delay: None,
             number: None,
             payload: Bytes::from_static(&[0; 1000]),
         }

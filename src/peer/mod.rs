@@ -45,6 +45,7 @@ use crate::core::candidate::{Candidate, CandidateKind};
 use crate::core::congestion::CongestionSettings;
 use crate::core::counters::ViewerCounters;
 use crate::core::figures::{Figures, Path, Quality};
+use crate::core::playout::Playout;
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
 use crate::core::transmit::{Transmit, Transport};
@@ -76,6 +77,7 @@ pub struct Peer {
     history: History,
     outlet: Outlet,
     numbering: Numbering,
+    playout: Playout,
     /// The picture that is being sent.
     underway: Option<Underway>,
     /// Sequence numbers of what is to be sent again, oldest first.
@@ -127,6 +129,7 @@ impl Peer {
             history: History::new(),
             outlet: Outlet::new(congestion, false, now),
             numbering: Numbering::default(),
+            playout: Playout::default(),
             underway: None,
             repeats: VecDeque::new(),
             fillers: 0,
@@ -398,16 +401,22 @@ impl Peer {
                         self.fraction_lost = fraction_lost;
                         self.unread_loss = Some(fraction_lost);
                         self.outlet.handle_report(fraction_lost, round_trip, now);
+                        self.hear_loss(now);
                     }
                 }
                 Heard::Report { .. } => {}
                 Heard::Arrived(arrivals) => {
                     let arrivals = self.numbering.read(&arrivals);
                     self.outlet.handle_arrivals(&arrivals, now);
+                    self.hear_loss(now);
                 }
                 Heard::Estimate(estimate) => self.outlet.handle_remb(estimate, now),
             }
         }
+    }
+
+    fn hear_loss(&mut self, now: Instant) {
+        self.playout.handle_loss(self.outlet.loss(), self.history.round_trip(), now);
     }
 
     fn write_message(&mut self, message: RTCMessage, now: Instant) {

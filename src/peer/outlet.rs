@@ -195,6 +195,11 @@ impl Outlet {
         self.sent.rate(now)
     }
 
+    /// The part of the packets that was lost lately, 0 to 1, before repeats.
+    pub(super) fn loss(&self) -> f32 {
+        self.congestion.loss()
+    }
+
     /// The estimate rests on more than loss reports.
     pub(super) fn is_known(&self) -> bool {
         self.congestion.basis() >= Basis::Remb

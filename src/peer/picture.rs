@@ -1,7 +1,7 @@
 //! One picture in RTP payloads.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rtc::rtp::codec::h264::H264Payloader;
@@ -42,13 +42,15 @@ impl Picture {
 pub(super) struct Underway {
     pub(super) picture: Picture,
     pub(super) timestamp: u32,
+    /// How long the viewer is to hold it back, where that is said.
+    pub(super) playout_delay: Option<Duration>,
     /// The first payload that has not left.
     next: usize,
 }
 
 impl Underway {
-    pub(super) fn new(picture: Picture, timestamp: u32) -> Self {
-        Self { picture, timestamp, next: 0 }
+    pub(super) fn new(picture: Picture, timestamp: u32, playout_delay: Option<Duration>) -> Self {
+        Self { picture, timestamp, playout_delay, next: 0 }
     }
 
     /// The next payload, and whether it is the last.

@@ -22,7 +22,8 @@ impl Peer {
             self.outlet.begin_probe(now);
             self.fillers = 0;
         }
-        self.underway = Some(Underway::new(picture, timestamp));
+        let playout_delay = self.playout.tell(picture.is_keyframe(), now);
+        self.underway = Some(Underway::new(picture, timestamp, playout_delay));
     }
 
     /// Sends what may leave now: repeats first, then of the picture under way, then what a probe lacks.
@@ -80,12 +81,11 @@ impl Peer {
     }
 
     fn send_picture(&mut self, underway: &mut Underway, now: Instant) {
-        let is_keyframe = underway.picture.is_keyframe();
         while self.outlet.may_send(now)
             && let Some((payload, marker)) = underway.next()
         {
             let number = self.next_number();
-            let packet = self.stream.next_packet(underway.timestamp, marker, is_keyframe, payload, number);
+            let packet = self.stream.next_packet(underway.timestamp, marker, underway.playout_delay, payload, number);
             self.send(self.stream.packet(&packet), number, now);
             self.history.push(packet, now);
         }

@@ -9,12 +9,11 @@ use rtc::rtp::header::{EXTENSION_PROFILE_ONE_BYTE, Extension, Header};
 
 use super::sdp::VideoOffer;
 use super::transport_wide;
+use crate::core::playout;
 
 const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// <http://www.webrtc.org/experiments/rtp-hdrext/playout-delay>
 pub(super) const PLAYOUT_DELAY_URI: &str = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay";
-/// Minimum and maximum 0: show each picture at once.
-const NO_PLAYOUT_DELAY: Bytes = Bytes::from_static(&[0, 0, 0]);
 
 pub(super) struct Stream {
     pub(super) ssrc: u32,
@@ -46,7 +45,8 @@ pub(super) struct StreamPacket {
     pub(super) sequence_number: u16,
     pub(super) timestamp: u32,
     pub(super) marker: bool,
-    pub(super) is_keyframe: bool,
+    /// How long the viewer is to hold its picture back, where that is said.
+    pub(super) playout_delay: Option<Duration>,
     /// Its transport-wide number, where the viewer reports on them.
     pub(super) number: Option<u64>,
     pub(super) payload: Bytes,
@@ -93,7 +93,7 @@ impl Stream {
         &mut self,
         timestamp: u32,
         marker: bool,
-        is_keyframe: bool,
+        playout_delay: Option<Duration>,
         payload: Bytes,
         number: Option<u64>,
     ) -> StreamPacket {
@@ -101,7 +101,7 @@ impl Stream {
         self.next_sequence_number = sequence_number.wrapping_add(1);
         self.packets = self.packets.wrapping_add(1);
         self.octets = self.octets.wrapping_add(payload.len() as u32);
-        StreamPacket { sequence_number, timestamp, marker, is_keyframe, number, payload }
+        StreamPacket { sequence_number, timestamp, marker, playout_delay, number, payload }
     }
 
     /// As it goes out, and without a stream for repeats goes out again: to the bit as it was, since SRTP must not encrypt two
@@ -117,9 +117,9 @@ impl Stream {
             ssrc: self.ssrc,
             ..Default::default()
         };
-        // On keyframes only: a receiver keeps it. Within a picture all packets are of one size, so that they leave in one call.
-        let playout_delay = self.playout_delay_id.filter(|_| packet.is_keyframe);
-        extend(&mut header, playout_delay.map(|id| (id, NO_PLAYOUT_DELAY)), self.numbered(packet.number));
+        // Within a picture all packets are of one size, so that they leave in one call.
+        let playout_delay = self.playout_delay_id.zip(packet.playout_delay.map(playout_delay_extension));
+        extend(&mut header, playout_delay, self.numbered(packet.number));
         rtp::Packet { header, payload: packet.payload.clone() }
     }
 
@@ -183,6 +183,14 @@ impl Stream {
     }
 }
 
+/// Minimum and maximum are the same, in 12 bits each: a receiver that is given a minimum of 0 has no buffer at all (libwebrtc
+/// then shows each picture at once), and one that is given a range takes longer to give back what it took.
+fn playout_delay_extension(delay: Duration) -> Bytes {
+    let steps = (delay.as_millis() / playout::STEP.as_millis()).min(0xfff) as u32;
+    let [_, bytes @ ..] = (steps << 12 | steps).to_be_bytes();
+    Bytes::copy_from_slice(&bytes)
+}
+
 /// Puts extensions into a header that has none; their numbers are 1 to 14 (RFC 8285, section 4.2).
 fn extend(header: &mut Header, first: Option<(u8, Bytes)>, second: Option<(u8, Bytes)>) {
     if first.is_some() || second.is_some() {
@@ -220,7 +228,7 @@ mod tests {
     }
 
     fn packet(stream: &mut Stream, number: Option<u64>) -> StreamPacket {
-        stream.next_packet(90, true, true, Bytes::from_static(b"picture"), number)
+        stream.next_packet(90, true, Some(Duration::ZERO), Bytes::from_static(b"picture"), number)
     }
 
     #[test]
@@ -246,12 +254,19 @@ mod tests {
     }
 
     #[test]
+    fn the_playout_delay_is_said_as_a_minimum_and_a_maximum_of_twelve_bits() {
+        assert_eq!(playout_delay_extension(Duration::ZERO)[..], [0, 0, 0]);
+        assert_eq!(playout_delay_extension(Duration::from_millis(239))[..], [0x01, 0x70, 0x17]);
+        assert_eq!(playout_delay_extension(Duration::MAX)[..], [0xff, 0xff, 0xff]);
+    }
+
+    #[test]
     fn the_packets_of_a_picture_are_of_one_size() {
         let mut stream = stream(Instant::now());
         (stream.playout_delay_id, stream.transport_wide_id) = (Some(5), Some(3));
-        for is_keyframe in [true, false] {
+        for delay in [None, Some(Duration::ZERO), Some(Duration::from_millis(400))] {
             let mut sizes = (0..300).map(|number| {
-                let packet = stream.next_packet(90, number == 299, is_keyframe, Bytes::from_static(b"x"), Some(number));
+                let packet = stream.next_packet(90, number == 299, delay, Bytes::from_static(b"x"), Some(number));
                 stream.packet(&packet).marshal().unwrap().len()
             });
             let first = sizes.next().unwrap();
