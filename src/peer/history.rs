@@ -1,7 +1,8 @@
 //! What was sent lately, and whether it may be sent again.
 //!
 //! Answering every NACK at once multiplies the traffic on a link that is too slow for the stream: the repeats are lost as
-//! well and asked for again. So a packet is not repeated within a round trip, and repeats as a whole have a budget.
+//! well and asked for again. So nothing is repeated while its last repeat may still be on its way, and repeats as a whole
+//! have a budget.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ const ASSUMED_ROUND_TRIP: Duration = Duration::from_millis(100);
 struct Sent {
     packet: StreamPacket,
     sent_at: Instant,
+    /// As the viewer's repair, not as a filler.
+    is_repeated: bool,
     /// It is to be sent again, and waits for its turn.
     is_granted: bool,
 }
@@ -34,7 +37,7 @@ struct Sent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Granted,
-    /// It was sent less than a round trip ago or waits to be, or the budget is spent.
+    /// Its repeat may still arrive, or waits to be sent, or the budget is spent.
     Refused,
     /// It is not kept any more, or never was.
     Gone,
@@ -65,7 +68,7 @@ impl History {
             self.bytes -= first.packet.payload.len();
             self.sent.pop_front();
         }
-        self.sent.push_back(Sent { packet, sent_at: now, is_granted: false });
+        self.sent.push_back(Sent { packet, sent_at: now, is_repeated: false, is_granted: false });
     }
 
     /// So many bytes of the stream went by, sent or not.
@@ -84,9 +87,12 @@ impl History {
 
     /// Decides about a NACK. What is granted is to be taken with [`Self::repeat`] when it may leave.
     pub(super) fn ask(&mut self, sequence_number: u16, now: Instant) -> Verdict {
-        let hold = self.round_trip.unwrap_or(ASSUMED_ROUND_TRIP).max(LEAST_ROUND_TRIP);
+        let round_trip = self.round_trip.unwrap_or(ASSUMED_ROUND_TRIP).max(LEAST_ROUND_TRIP);
         let budget = self.budget;
         let Some(sent) = self.find(sequence_number) else { return Verdict::Gone };
+        // What came after it shows a viewer that it is lost, a round trip after it left and hardly later than the round trip was
+        // measured to be; who is refused then asks again only after a while. Of a repeat, only time tells that it is lost.
+        let hold = if sent.is_repeated { round_trip * 7 / 8 } else { round_trip / 2 };
         let cost = sent.packet.payload.len() as f64;
         if sent.is_granted || now.saturating_duration_since(sent.sent_at) < hold || budget < cost {
             return Verdict::Refused;
@@ -99,7 +105,7 @@ impl History {
     /// A packet that was granted, to leave now; `None`: it grew too old while it waited.
     pub(super) fn repeat(&mut self, sequence_number: u16, now: Instant) -> Option<StreamPacket> {
         let sent = self.find(sequence_number).filter(|sent| sent.is_granted)?;
-        sent.is_granted = false;
+        (sent.is_granted, sent.is_repeated) = (false, true);
         sent.sent_at = now;
         Some(sent.packet.clone())
     }
@@ -163,13 +169,22 @@ mod tests {
     }
 
     #[test]
-    fn the_same_packet_is_not_sent_twice_within_a_round_trip() {
+    fn the_same_packet_is_not_repeated_twice_within_a_round_trip() {
         let now = Instant::now();
         let mut history = history(0, 1, now);
-        assert_eq!(answer(&mut history, 0, now + 99 * MS), Verdict::Refused);
         assert_eq!(answer(&mut history, 0, now + 100 * MS), Verdict::Granted);
-        assert_eq!(answer(&mut history, 0, now + 199 * MS), Verdict::Refused);
-        assert_eq!(answer(&mut history, 0, now + 200 * MS), Verdict::Granted);
+        assert_eq!(answer(&mut history, 0, now + 187 * MS), Verdict::Refused);
+        assert_eq!(answer(&mut history, 0, now + 188 * MS), Verdict::Granted);
+        assert_eq!(answer(&mut history, 0, now + 275 * MS), Verdict::Refused);
+    }
+
+    #[test]
+    fn who_asks_for_the_first_time_is_not_refused_because_the_round_trip_was_shorter_than_usual() {
+        let now = Instant::now();
+        let mut history = history(0, 1, now);
+        history.measured(60 * MS);
+        assert_eq!(answer(&mut history, 0, now + 29 * MS), Verdict::Refused);
+        assert_eq!(answer(&mut history, 0, now + 50 * MS), Verdict::Granted);
     }
 
     #[test]
@@ -179,8 +194,8 @@ mod tests {
         assert_eq!(history.ask(0, now + 100 * MS), Verdict::Granted);
         assert_eq!(history.ask(0, now + 300 * MS), Verdict::Refused);
         history.repeat(0, now + 300 * MS).unwrap();
-        assert_eq!(history.ask(0, now + 399 * MS), Verdict::Refused);
-        assert_eq!(history.ask(0, now + 400 * MS), Verdict::Granted);
+        assert_eq!(history.ask(0, now + 387 * MS), Verdict::Refused);
+        assert_eq!(history.ask(0, now + 388 * MS), Verdict::Granted);
     }
 
     #[test]
