@@ -279,6 +279,40 @@ fn an_offer_with_a_thousand_candidates_is_refused_and_sends_nothing_to_any_of_th
     assert_eq!((sent, house.publisher.viewers(&front())), (0, 0));
 }
 
+/// For how many milliseconds a viewer holds pictures back.
+fn held_back(house: &House, seat: usize) -> u32 {
+    house.viewers[seat].viewer.received.playout_delays.last().unwrap().1
+}
+
+#[test]
+fn pictures_are_held_back_for_repeats_while_packets_are_lost_and_shown_at_once_before_and_after() {
+    let mut house = House::new(8);
+    let ann = house.join(LinkSettings { delay: 25 * MS, ..Default::default() });
+    let near = house.join(lan());
+    house.run_for(8 * S);
+    assert_eq!(held_back(&house, ann), 0);
+
+    house.viewers[ann].down.settings.loss = 0.05;
+    house.run_for(4 * S);
+    let held = held_back(&house, ann);
+    assert!((200..=260).contains(&held), "{held} ms with a round trip of 50 ms");
+    house.run_for(20 * S);
+    assert!((200..=260).contains(&held_back(&house, ann)));
+
+    house.viewers[ann].down.settings.loss = 0.0;
+    house.run_for(9 * S);
+    assert!(held_back(&house, ann) > 0);
+    house.run_for(10 * S);
+    assert_eq!(held_back(&house, ann), 0);
+
+    let told = &house.viewers[ann].viewer.received.playout_delays;
+    for pair in told.windows(2) {
+        // Pictures whose delay was told may be lost, but not many in a row.
+        assert!(pair[0].1.abs_diff(pair[1].1) <= 30, "a leap: {told:?}");
+    }
+    assert_eq!(house.viewers[near].viewer.received.playout_delays.len(), 1, "nobody else is told");
+}
+
 #[test]
 fn a_viewer_that_names_anothers_address_does_not_get_its_datagrams() {
     let mut house = House::new(8);

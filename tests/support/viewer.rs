@@ -32,6 +32,7 @@ pub struct Viewer {
     pub transport: TransportProtocol,
     pub connected: bool,
     pub received: Received,
+    playout_delay_id: Option<u8>,
     next_pli_at: Option<Instant>,
     next_nack_at: Option<Instant>,
 }
@@ -47,6 +48,7 @@ pub enum Tells {
 }
 
 const TRANSPORT_WIDE: &str = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
+const PLAYOUT_DELAY: &str = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay";
 const FEEDBACK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What is missing is asked for as often, for as long as it may still be of use.
@@ -63,6 +65,8 @@ pub struct Received {
     gaps: BTreeSet<u64>,
     pub duplicates: usize,
     pub packets_total: usize,
+    /// For how long it was asked to hold pictures back: the timestamp of the first of them, and milliseconds.
+    pub playout_delays: Vec<(u32, u32)>,
     ssrc: u32,
 }
 
@@ -88,6 +92,8 @@ impl Viewer {
         let fmtp = "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f";
         let mut media = MediaEngine::default();
         let mut feedback = vec![("nack", ""), ("nack", "pli"), ("ccm", "fir"), ("goog-remb", "")];
+        let extension = RTCRtpHeaderExtensionCapability { uri: PLAYOUT_DELAY.into() };
+        media.register_header_extension(extension, RtpCodecKind::Video, None).unwrap();
         let mut registry = configure_rtcp_reports(Registry::new());
         if tells != Tells::Nothing {
             feedback.push(("transport-cc", ""));
@@ -135,6 +141,7 @@ impl Viewer {
             transport: TransportProtocol::UDP,
             connected: false,
             received: Received::default(),
+            playout_delay_id: None,
             next_pli_at: None,
             next_nack_at: None,
         }
@@ -148,7 +155,10 @@ impl Viewer {
         let offer = self.connection.create_offer(None).unwrap();
         self.connection.set_local_description(now, offer).unwrap();
         self.connection.add_local_candidate(candidate(&self.candidate())).unwrap();
-        self.connection.local_description().unwrap().sdp
+        let sdp = self.connection.local_description().unwrap().sdp;
+        let mut extensions = sdp.lines().filter_map(|line| line.strip_prefix("a=extmap:")?.split_once(' '));
+        self.playout_delay_id = extensions.find(|(_, uri)| *uri == PLAYOUT_DELAY).map(|(id, _)| id.parse().unwrap());
+        sdp
     }
 
     pub fn candidate(&self) -> String {
@@ -225,6 +235,9 @@ impl Viewer {
             if let RTCMessage::RtpPacket(_, packet) = read.message {
                 self.received.ssrc = packet.header.ssrc;
                 self.received.take(packet.header.sequence_number, &packet);
+                if let Some(delay) = self.playout_delay_id.and_then(|id| packet.header.get_extension(id)) {
+                    self.received.hold_back(packet.header.timestamp, &delay);
+                }
             }
         }
         if self.next_nack_at.is_none_or(|at| now >= at) {
@@ -264,6 +277,17 @@ impl Received {
                 self.newest = Some(near.max(unwrapped));
                 self.gaps = self.gaps.split_off(&near.saturating_sub(NACK_REACH));
             }
+        }
+    }
+
+    /// The playout delay's minimum and maximum have 12 bits each, and count in steps of 10 ms.
+    fn hold_back(&mut self, timestamp: u32, extension: &[u8]) {
+        let &[high, middle, low] = extension else { panic!("{} bytes of playout delay", extension.len()) };
+        let both = u32::from_be_bytes([0, high, middle, low]);
+        assert_eq!(both >> 12, both & 0xfff, "minimum and maximum");
+        let delay = (both >> 12) * 10;
+        if self.playout_delays.last().is_none_or(|&(_, last)| last != delay) {
+            self.playout_delays.push((timestamp, delay));
         }
     }
 
