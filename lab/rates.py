@@ -148,6 +148,20 @@ def steady(world, verdict, serve=Edgecam):
     plot_of(verdict, server, scene, carried, seen, start - 5, end)
 
 
+@case("some-loss", "2 % lost by chance, 50 ms round trip, enough bandwidth", 77)
+def some_loss(world, verdict, serve=Edgecam):
+    scene = Scene(world, rate=20 * MBIT)
+    server = serve(scene)
+    browser = watch(scene, server, warm_up=8)
+    start = scene.link.set(down={"loss": 0.02}, up={"loss": 0.02})
+    time.sleep(62)
+    end = start + 60
+    carried, seen, stat = finish(scene, browser)
+    verdict.bar("pictures a second", seen.fps(start, end), 29, "fps", least=True)
+    verdict.bar("freezes over 0.5 s in a minute", len(seen.freezes(start, end, 0.5)), 0, "")
+    note_common(verdict, carried, seen, stat, start, end)
+
+
 @case("random-loss", "5 % lost by chance, 50 ms round trip, enough bandwidth", 77)
 def random_loss(world, verdict, serve=Edgecam):
     scene = Scene(world, rate=20 * MBIT)
