@@ -416,7 +416,8 @@ impl Peer {
     }
 
     fn hear_loss(&mut self, now: Instant) {
-        self.playout.handle_loss(self.outlet.loss(), self.history.round_trip(), now);
+        let loss = self.outlet.loss().unwrap_or(self.fraction_lost);
+        self.playout.handle_loss(loss, self.history.round_trip(), now);
     }
 
     fn write_message(&mut self, message: RTCMessage, now: Instant) {

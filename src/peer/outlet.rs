@@ -195,9 +195,9 @@ impl Outlet {
         self.sent.rate(now)
     }
 
-    /// The part of the packets that was lost lately, 0 to 1, before repeats.
-    pub(super) fn loss(&self) -> f32 {
-        self.congestion.loss()
+    /// The part of the packets that was lost lately, 0 to 1, before repeats, of a viewer that says which arrived.
+    pub(super) fn loss(&self) -> Option<f32> {
+        (self.congestion.basis() == Basis::Feedback).then(|| self.congestion.loss())
     }
 
     /// The estimate rests on more than loss reports.
