@@ -17,6 +17,7 @@ pub mod low;
 pub mod pace;
 pub mod places;
 pub mod renditions;
+pub mod roaming;
 pub mod server_url;
 pub mod session;
 pub mod sessions;

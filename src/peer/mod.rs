@@ -45,6 +45,7 @@ use crate::core::candidate::{Candidate, CandidateKind};
 use crate::core::congestion::CongestionSettings;
 use crate::core::counters::ViewerCounters;
 use crate::core::figures::{Figures, Path, Quality};
+use crate::core::roaming::is_stranded;
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
 use crate::core::transmit::{Transmit, Transport};
@@ -278,6 +279,11 @@ impl Peer {
     /// Its estimate rests on more than loss reports, and its packets leave as its network allows.
     pub fn is_estimated(&self) -> bool {
         self.outlet.is_known()
+    }
+
+    /// Whether its way is gone, now that these are our addresses, and it does not look for another yet.
+    pub fn is_stranded(&self, candidates: &[Candidate]) -> bool {
+        self.has_path && self.path().is_some_and(|path| is_stranded(&path, &self.candidates, candidates))
     }
 
     /// More than this is of no use to it.
