@@ -26,7 +26,8 @@ fn own(candidate: &Candidate) -> SocketAddr {
 /// what is under way; and while none is known nothing is.
 fn has_moved_outside(local: SocketAddr, told: &[Candidate], now: &[Candidate]) -> bool {
     let outside = |candidates: &[Candidate]| -> Vec<IpAddr> {
-        let reflexive = candidates.iter().filter(|candidate| matches!(candidate.kind, CandidateKind::ServerReflexive { .. }));
+        let reflexive =
+            candidates.iter().filter(|candidate| matches!(candidate.kind, CandidateKind::ServerReflexive { .. }));
         reflexive.filter(|candidate| own(candidate) == local).map(|candidate| candidate.address.ip()).collect()
     };
     let (before, after) = (outside(told), outside(now));
