@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use crate::core::access_unit::AccessUnit;
 use crate::core::camera::{CameraState, CameraStatus, Demand, LowState};
+use crate::core::candidate::Candidate;
 use crate::core::counters::{CameraCounters, ViewerCounters};
 use crate::core::demand::StillId;
 use crate::core::signal::{CameraId, ClientId, LinkId, RejectReason, Reply, Response, Signal};
@@ -33,6 +34,8 @@ const LONGEST_REST: Duration = Duration::from_secs(3600);
 const MOST_FAILURES: u32 = 100;
 /// How often it is noted how viewers fare.
 const NOTED_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked, while somebody watches, whether this device's addresses are what they were.
+const LOOKED_EVERY: Duration = Duration::from_secs(2);
 /// What is left of a session's last words gets this long to leave the socket.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -77,6 +80,8 @@ struct Rim {
     counters: Arc<ViewerCounters>,
     /// When it is noted next how viewers fare.
     note_at: Instant,
+    /// When it is looked next at this device's addresses; `None`: nobody watches.
+    look_at: Option<Instant>,
 }
 
 /// What takes datagrams away: the media port, through the relay's envelope where they leave from a relayed address.
@@ -128,11 +133,12 @@ impl Engine {
             last_still: 0,
             counters,
             note_at: now(),
+            look_at: None,
         };
         let mut buffer = ReadBuffer::default();
         let mut failures = 0;
         loop {
-            let timeouts = [publisher.poll_timeout(), rim.ways.relay.poll_timeout()];
+            let timeouts = [publisher.poll_timeout(), rim.ways.relay.poll_timeout(), rim.look_at];
             let wake_at = timeouts.into_iter().flatten().min().unwrap_or_else(|| now() + LONGEST_REST);
             // Not biased: whatever floods one arm, the others get their turn.
             tokio::select! {
@@ -165,6 +171,7 @@ impl Engine {
                     publisher.handle_timeout(now(), send);
                 }
             }
+            rim.look(&mut publisher);
             rim.carry_out(&mut publisher);
         }
         let send = &mut |out| rim.ways.send(out, &rim.socket);
@@ -205,13 +212,29 @@ impl Rim {
         }
     }
 
+    /// Where viewers can reach us now.
+    fn candidates(&mut self) -> Vec<Candidate> {
+        let mut candidates = self.socket.candidates();
+        candidates.extend(self.ways.relay.candidates(&candidates));
+        candidates
+    }
+
+    /// Looks at this device's addresses, if it is time to.
+    fn look(&mut self, publisher: &mut Publisher) {
+        if self.look_at.is_none_or(|at| now() < at) {
+            return;
+        }
+        self.look_at = Some(now() + LOOKED_EVERY);
+        let candidates = self.candidates();
+        let send = &mut |out| self.ways.send(out, &self.socket);
+        publisher.handle_candidates(candidates, now(), send);
+    }
+
     fn handle_inbound(&mut self, publisher: &mut Publisher, inbound: Inbound) {
         if let Inbound::Request { request, .. } = &inbound
             && matches!(request.signal, Signal::Offer { .. } | Signal::Restart { .. })
         {
-            let mut candidates = self.socket.candidates();
-            candidates.extend(self.ways.relay.candidates(&candidates));
-            publisher.set_candidates(candidates);
+            publisher.set_candidates(self.candidates());
         }
         let send = &mut |out| self.ways.send(out, &self.socket);
         match inbound {
@@ -304,14 +327,17 @@ impl Rim {
         if is_due {
             self.note_at = now() + NOTED_EVERY;
         }
+        let mut is_watched = false;
         for (camera, line) in &self.cameras {
             let viewers = publisher.viewers(camera) as u64;
+            is_watched |= viewers > 0;
             // When nobody watches any more the loop may rest for long, so the last to leave is noted at once.
             if viewers == 0 && line.counters.viewers.get() > 0 || viewers > 0 && is_due {
                 line.counters.note(&publisher.figures(camera, now()));
             }
             line.counters.viewers.set(viewers);
         }
+        self.look_at = is_watched.then(|| self.look_at.unwrap_or_else(|| now() + LOOKED_EVERY));
     }
 
     fn respond(&mut self, publisher: &mut Publisher, response: Response) {

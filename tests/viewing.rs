@@ -183,6 +183,55 @@ fn a_viewer_who_changes_networks_restarts_ice_and_keeps_its_session() {
 }
 
 #[test]
+fn a_viewer_whose_way_went_with_the_devices_address_is_told_until_it_restarts_and_keeps_its_session() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    house.look();
+    assert_eq!(notices(&house, ann), 0, "nothing changed");
+    house.renumber("192.0.2.77:8189".parse().unwrap());
+    for told in 1..=2 {
+        house.run_for(2 * S);
+        house.look();
+        assert_eq!(notices(&house, ann), told);
+    }
+    let before = pictures(&house, ann);
+    let address = house.viewers[ann].viewer.address;
+    house.restart(ann, address);
+    house.look();
+    let took = house.run_until(S, |house| pictures(house, ann) > before + 10);
+    assert!(took < 700 * MS, "{took:?}");
+    house.look();
+    assert_eq!(notices(&house, ann), 2, "it has found its way");
+    house.run_for(40 * S);
+    assert_eq!(house.publisher.viewers(&front()), 1);
+    assert!(!house.viewers[ann].replies.iter().any(|reply| matches!(reply, Reply::Bye(_))), "the session goes on");
+}
+
+fn notices(house: &House, seat: usize) -> usize {
+    let replies = house.viewers[seat].replies.iter();
+    replies.filter(|reply| **reply == Reply::Notice(Notice::AddressChanged)).count()
+}
+
+#[test]
+fn a_viewer_whose_address_changes_under_it_is_followed_without_a_word() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    // A NAT forgot: what it sends comes from elsewhere now, and what is sent to where it was gets lost.
+    for elsewhere in ["203.0.113.9:40000", "203.0.113.10:40001", "203.0.113.9:40000"] {
+        let elsewhere: SocketAddr = elsewhere.parse().unwrap();
+        let before = pictures(&house, ann);
+        house.viewers[ann].viewer.appear_at(elsewhere);
+        house.run_until(10 * S, |house| pictures(house, ann) > before + 10);
+        house.run_for(10 * S);
+        assert_eq!(house.figures(ann).path.unwrap().remote, elsewhere);
+    }
+    house.run_for(40 * S);
+    assert!(!house.viewers[ann].replies.iter().any(|reply| matches!(reply, Reply::Bye(_))), "the session goes on");
+}
+
+#[test]
 fn a_viewer_behind_a_hidden_address_is_found_by_its_own_checks() {
     let mut house = House::new(1);
     let ann = house.join(lan());

@@ -18,6 +18,7 @@ pub mod pace;
 pub mod places;
 pub mod playout;
 pub mod renditions;
+pub mod roaming;
 pub mod server_url;
 pub mod session;
 pub mod sessions;

@@ -352,9 +352,12 @@ impl Sessions {
         self.change(camera, Camera::handle_closed);
     }
 
-    /// This device's network changed; viewers know best when to try new paths.
-    pub fn handle_address_changed(&mut self) {
-        self.notify(&Notice::AddressChanged, |_| true);
+    /// This device's network changed, and with it the way to this viewer, who is to try another.
+    pub fn handle_stranded(&mut self, session: SessionId) {
+        if let Some(known) = self.sessions.get(&session) {
+            let to = known.address.clone();
+            self.respond(to, None, Reply::Notice(Notice::AddressChanged));
+        }
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {

@@ -274,13 +274,13 @@ fn viewers_are_told_once_when_their_camera_goes_and_once_when_it_comes_back() {
 }
 
 #[test]
-fn all_who_watch_are_told_when_the_devices_addresses_changed() {
+fn whose_way_is_gone_with_an_address_of_ours_is_told_and_nobody_else() {
     let (mut sessions, now) = (sessions(8), Instant::now());
-    say(&mut sessions, "ann", offer(), now);
-    ask(&mut sessions, "bob", offer(), now);
-    sessions.handle_address_changed();
+    let ann = opened(&say(&mut sessions, "ann", offer(), now));
+    say(&mut sessions, "bob", offer(), now);
+    sessions.handle_stranded(ann);
     let outputs = drain(&mut sessions);
-    assert_eq!(replies(&outputs), [&Reply::Notice(Notice::AddressChanged)], "bob has no answer yet");
+    assert_eq!(replies(&outputs), [&Reply::Notice(Notice::AddressChanged)]);
 }
 
 #[test]

@@ -23,6 +23,8 @@ const READS: usize = 4;
 const LARGEST_READ: usize = 65_536;
 /// With any free port: how often one is looked for that is free for TCP, too.
 const TRIES: u32 = 8;
+/// Addresses that this machine had are remembered for as long as a viewer may be sent to from there; IPv6 changes its own every day.
+const ADDRESSES_GONE: usize = 64;
 /// A viewer opens a connection for each of them from each of its own networks.
 const TCP_CANDIDATES: usize = 4;
 
@@ -40,8 +42,9 @@ pub struct MediaSocket {
     socket: UdpSocket,
     state: UdpSocketState,
     settings: MediaSettings,
-    /// This machine's addresses when it was last asked for candidates.
+    /// This machine's addresses when it was last asked for candidates, and those that it had before.
     own: Vec<SocketAddr>,
+    gone: Vec<SocketAddr>,
     port: u16,
     is_ipv6: bool,
     takes_tcp: bool,
@@ -108,21 +111,37 @@ impl MediaSocket {
             advertised.set_port(port);
         }
         let takes_tcp = listener.is_some();
-        Ok((Self { socket, state, settings, own: Vec::new(), port, is_ipv6, takes_tcp }, listener))
+        Ok((Self { socket, state, settings, own: Vec::new(), gone: Vec::new(), port, is_ipv6, takes_tcp }, listener))
     }
 
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where viewers can reach this socket, best first. Asked for each viewer, since interfaces come and go.
+    /// Where viewers can reach this socket, best first. Asked for again and again, since interfaces come and go.
     pub fn candidates(&mut self) -> Vec<Candidate> {
-        self.own = self.interface_addresses();
+        self.look();
         let advertised = &self.settings.advertise;
         let told = if advertised.is_empty() { &self.own } else { advertised };
         let by_tcp = told.iter().take(if self.takes_tcp { TCP_CANDIDATES } else { 0 });
         let by_udp = told.iter().map(|&address| Candidate::host(address));
         by_udp.chain(by_tcp.map(|&address| Candidate::tcp_host(address))).collect()
+    }
+
+    fn look(&mut self) {
+        let own = self.interface_addresses();
+        if own == self.own {
+            return;
+        }
+        let before = std::mem::replace(&mut self.own, own);
+        self.gone.extend(before);
+        self.gone.retain(|address| !self.own.contains(address));
+        let forgotten = self.gone.len().saturating_sub(ADDRESSES_GONE);
+        self.gone.drain(..forgotten);
+        // After the EINVAL for an address that is gone, quinn-udp would never batch again.
+        if let Ok(state) = UdpSocketState::new(UdpSockRef::from(&self.socket)) {
+            self.state = state;
+        }
     }
 
     /// How many datagrams the kernel takes in one call.
@@ -189,8 +208,9 @@ impl MediaSocket {
         let datagrams = batch.data.len().div_ceil(batch.size.max(1)) as u64;
         // An advertised address is a router's, not ours to send from: then the kernel chooses.
         let src_ip = Some(from.ip()).filter(|ip| self.settings.advertise.is_empty() && !ip.is_unspecified());
-        // From loopback to elsewhere the kernel says EINVAL, and quinn-udp then gives up batching for good.
-        if src_ip.is_some_and(|ip| ip.is_loopback()) && !self.is_on_this_machine(to.ip()) {
+        // From loopback to elsewhere and from what is not ours the kernel says EINVAL, and quinn-udp then gives up batching.
+        let is_gone = |ip| self.gone.iter().any(|gone| gone.ip() == ip);
+        if src_ip.is_some_and(|ip| is_gone(ip) || ip.is_loopback() && !self.is_on_this_machine(to.ip())) {
             counters.packets_dropped.add(datagrams);
             return true;
         }

@@ -7,11 +7,11 @@ mod feedback;
 mod history;
 mod outlet;
 mod picture;
-mod reconnection;
 mod sdp;
 mod sending;
 mod setup;
 mod stream;
+mod succession;
 mod transport_wide;
 
 use std::collections::VecDeque;
@@ -36,9 +36,9 @@ use self::feedback::{Feedback, Heard};
 use self::history::History;
 use self::outlet::Outlet;
 use self::picture::Underway;
-use self::reconnection::Reconnection;
 use self::sdp::RemoteCandidate;
 use self::stream::{PLAYOUT_DELAY_URI, Stream};
+use self::succession::{Succession, Way};
 use self::transport_wide::{Numbering, TRANSPORT_WIDE_URI};
 use crate::core::access_unit::Bitrate;
 use crate::core::candidate::{Candidate, CandidateKind};
@@ -46,6 +46,7 @@ use crate::core::congestion::CongestionSettings;
 use crate::core::counters::ViewerCounters;
 use crate::core::figures::{Figures, Path, Quality};
 use crate::core::playout::Playout;
+use crate::core::roaming::is_stranded;
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
 use crate::core::transmit::{Transmit, Transport};
@@ -85,7 +86,7 @@ pub struct Peer {
     /// Packets sent again to fill the probe that is under way.
     fillers: usize,
     events: VecDeque<PeerEvent>,
-    reconnection: Reconnection,
+    succession: Succession,
     /// What part of the packets the viewer missed, as of its last report: the latest, and whether it was looked at.
     fraction_lost: f32,
     unread_loss: Option<f32>,
@@ -134,7 +135,7 @@ impl Peer {
             repeats: VecDeque::new(),
             fillers: 0,
             events: VecDeque::new(),
-            reconnection: Reconnection::default(),
+            succession: Succession::default(),
             fraction_lost: 0.0,
             unread_loss: None,
             reported_up_to: None,
@@ -162,6 +163,7 @@ impl Peer {
         self.checked = 0;
         self.relayed.clear();
         let answer = self.negotiate(offer, now)?;
+        self.succession = Succession::default();
         self.has_path = false;
         Ok(answer)
     }
@@ -188,11 +190,13 @@ impl Peer {
         data: &[u8],
         now: Instant,
     ) {
-        let (from, transport_protocol) = match transport {
-            Transport::Udp => (from, TransportProtocol::UDP),
-            Transport::Tcp => (self.reconnection.name(from, data, now), TransportProtocol::TCP),
+        let Way { transport, local: local_addr, remote: peer_addr } =
+            self.succession.name(Way { transport, local: to, remote: from }, data, now);
+        let transport_protocol = match transport {
+            Transport::Udp => TransportProtocol::UDP,
+            Transport::Tcp => TransportProtocol::TCP,
         };
-        let transport = TransportContext { local_addr: to, peer_addr: from, transport_protocol, ecn: None };
+        let transport = TransportContext { local_addr, peer_addr, transport_protocol, ecn: None };
         if let Err(error) = self.connection.handle_read(TaggedBytesMut { now, transport, message: data.into() }) {
             debug!(%error, "datagram not taken");
         }
@@ -208,7 +212,7 @@ impl Peer {
 
     /// A TCP connection of the viewer is closed.
     pub fn handle_closed(&mut self, address: SocketAddr) {
-        self.reconnection.handle_closed(address);
+        self.succession.handle_closed(address);
     }
 
     /// False: it was nothing but time to send what waits; [`Self::flush`] does that.
@@ -230,14 +234,16 @@ impl Peer {
 
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         let Some(TaggedBytesMut { now, transport, message: data }) = self.connection.poll_write() else {
-            self.reconnection.end_trial();
+            self.succession.end_trial();
             return None;
         };
-        let TransportContext { local_addr: from, peer_addr, transport_protocol, .. } = transport;
-        let (transport, to) = match transport_protocol {
-            TransportProtocol::TCP => (Transport::Tcp, self.reconnection.address(peer_addr, &data, now)),
-            _ => (Transport::Udp, peer_addr),
+        let TransportContext { local_addr: local, peer_addr: remote, transport_protocol, .. } = transport;
+        let transport = match transport_protocol {
+            TransportProtocol::TCP => Transport::Tcp,
+            _ => Transport::Udp,
         };
+        let Way { transport, local: from, remote: to } =
+            self.succession.way(Way { transport, local, remote }, &data, now);
         let route = (from, to, transport);
         if is_rtp(&data) && self.route != Some(route) {
             self.outlet.set_is_ipv6(to.is_ipv6());
@@ -281,6 +287,11 @@ impl Peer {
     /// Its estimate rests on more than loss reports, and its packets leave as its network allows.
     pub fn is_estimated(&self) -> bool {
         self.outlet.is_known()
+    }
+
+    /// Whether its way is gone, now that these are our addresses, and it does not look for another yet.
+    pub fn is_stranded(&self, candidates: &[Candidate]) -> bool {
+        self.has_path && self.path().is_some_and(|path| is_stranded(&path, &self.candidates, candidates))
     }
 
     /// More than this is of no use to it.

@@ -102,6 +102,17 @@ impl Publisher {
         self.settings.peers.candidates = candidates;
     }
 
+    /// Where we can be reached, looked up while somebody watches. Whose way is gone is told so, at every look until it looks for another:
+    /// what carries the word may have gone with the same address.
+    pub fn handle_candidates(&mut self, candidates: Vec<Candidate>, now: Instant, send: Sender<'_>) {
+        for (&session, _) in self.viewers.iter().filter(|(_, viewer)| viewer.peer.is_stranded(&candidates)) {
+            debug!(?session, "its way is gone with an address of ours");
+            self.sessions.handle_stranded(session);
+        }
+        self.set_candidates(candidates);
+        self.carry_out(now, send);
+    }
+
     pub fn handle_request(&mut self, request: Request, now: Instant, send: Sender<'_>) {
         self.sessions.handle_signal(request, now);
         self.carry_out(now, send);
@@ -239,12 +250,6 @@ impl Publisher {
 
     pub fn handle_camera_back(&mut self, camera: &CameraId, now: Instant, send: Sender<'_>) {
         self.sessions.handle_camera_back(camera, now);
-        self.carry_out(now, send);
-    }
-
-    /// The addresses of this device are others than before.
-    pub fn handle_address_changed(&mut self, now: Instant, send: Sender<'_>) {
-        self.sessions.handle_address_changed();
         self.carry_out(now, send);
     }
 

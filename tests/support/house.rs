@@ -44,6 +44,8 @@ pub struct House {
     pub demand: Demand,
     pub events: Vec<Event>,
     pub stills: Vec<Result<AccessUnit, RejectReason>>,
+    /// The device's one address.
+    pub device_at: SocketAddr,
     /// The camera delivers; false: it is unplugged.
     pub plugged: bool,
     pub captured: u64,
@@ -131,6 +133,7 @@ impl House {
             demand: Demand { running: false, off: false, bitrate, keyframe: 0, low: None },
             events: Vec::new(),
             stills: Vec::new(),
+            device_at: camera_address(),
             plugged: true,
             captured: 0,
             keyframes_captured: 0,
@@ -226,6 +229,20 @@ impl House {
         self.say(seat, Signal::Restart { sdp });
     }
 
+    /// The device gets another address in place of the one it has.
+    pub fn renumber(&mut self, address: SocketAddr) {
+        self.device_at = address;
+    }
+
+    /// Has the publisher look at the device's addresses.
+    pub fn look(&mut self) {
+        let mut sent = Vec::new();
+        let candidates = vec![Candidate::host(self.device_at)];
+        self.publisher.handle_candidates(candidates, self.now, &mut |out| sent.push(out));
+        self.launch(sent);
+        self.carry_out();
+    }
+
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(at) = self.next_event().filter(|&at| at <= end) {
@@ -261,7 +278,7 @@ impl House {
         let mut sent = Vec::new();
         while self.flights.peek().is_some_and(|Reverse(flight)| flight.arrives <= now) {
             let Some(Reverse(flight)) = self.flights.pop() else { break };
-            if flight.to == camera_address() {
+            if flight.to == self.device_at {
                 self.publisher.handle_datagram(flight.from, flight.to, Transport::Udp, &flight.data, now, &mut |out| {
                     sent.push(out)
                 });
@@ -339,7 +356,7 @@ impl House {
                 let seat = &mut self.viewers[at];
                 let from = seat.viewer.address;
                 if !seat.dead
-                    && to == camera_address()
+                    && to == self.device_at
                     && let Some(arrives) = seat.up.carry(data.len(), self.now)
                 {
                     self.fly(from, to, data, arrives);
@@ -349,7 +366,9 @@ impl House {
     }
 
     fn launch(&mut self, sent: Vec<Transmit>) {
-        for Transmit { from, to, data, .. } in sent {
+        // The kernel sends nothing from an address that is not its own.
+        let device_at = self.device_at;
+        for Transmit { from, to, data, .. } in sent.into_iter().filter(|out| out.from == device_at) {
             let Some(seat) = self.viewers.iter_mut().find(|seat| seat.viewer.address == to) else { continue };
             seat.bytes_down += data.len();
             if let Some(arrives) = seat.down.carry(data.len(), self.now) {

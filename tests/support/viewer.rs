@@ -27,7 +27,10 @@ use rtc::shared::{TaggedBytesMut, TransportContext, TransportProtocol};
 pub struct Viewer {
     connection: RTCPeerConnection,
     receiver: RTCRtpReceiverId,
+    /// Where its datagrams come from.
     pub address: SocketAddr,
+    /// What its own machine calls that: another, once a NAT was renewed.
+    inside: SocketAddr,
     /// By TCP the address is where it connects from, and its port means nothing.
     pub transport: TransportProtocol,
     pub connected: bool,
@@ -138,6 +141,7 @@ impl Viewer {
             connection,
             receiver,
             address,
+            inside: address,
             transport: TransportProtocol::UDP,
             connected: false,
             received: Received::default(),
@@ -162,10 +166,11 @@ impl Viewer {
     }
 
     pub fn candidate(&self) -> String {
+        let (ip, port) = (self.inside.ip(), self.inside.port());
         if self.transport == TransportProtocol::TCP {
-            return format!("candidate:1 1 tcp 1518280447 {} 9 typ host tcptype active", self.address.ip());
+            return format!("candidate:1 1 tcp 1518280447 {ip} 9 typ host tcptype active");
         }
-        format!("candidate:1 1 udp 2130706431 {} {} typ host", self.address.ip(), self.address.port())
+        format!("candidate:1 1 udp 2130706431 {ip} {port} typ host")
     }
 
     pub fn answer(&mut self, sdp: &str, now: Instant) {
@@ -174,12 +179,17 @@ impl Viewer {
 
     /// Moves to another address, as a phone from Wi-Fi to mobile data.
     pub fn roam(&mut self, address: SocketAddr) {
+        (self.address, self.inside) = (address, address);
+    }
+
+    /// The NAT that it is behind takes another address for it. It does not know.
+    pub fn appear_at(&mut self, address: SocketAddr) {
         self.address = address;
     }
 
     pub fn handle_datagram(&mut self, from: SocketAddr, data: &[u8], now: Instant) {
         let transport = TransportContext {
-            local_addr: self.address,
+            local_addr: self.inside,
             peer_addr: from,
             transport_protocol: self.transport,
             ecn: None,

@@ -5,10 +5,12 @@
 //! aliases) reaches the next one. Writers use [`Line::try_publish`], which never waits.
 
 mod complaint;
+mod footing;
 mod line;
 mod outage;
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,6 +137,7 @@ pub(super) async fn visit(plan: Plan, message: Outgoing) -> Result<Vec<String>, 
     match end {
         End::HungUp => Ok(dialer.told.filters.into_iter().chain(dialer.told.topics).collect()),
         End::Silent(words) => Err(words.into()),
+        End::Moved => Err(MOVED.into()),
         End::Failed(error) => Err(explain(&error, false, &dialer.plan.settings).words),
     }
 }
@@ -168,11 +171,15 @@ struct Told {
     topics: BTreeSet<String>,
 }
 
+const MOVED: &str = "this device's address changed; connecting from the new one";
+
 /// How a connection ended.
 enum End {
     HungUp,
     Failed(ConnectionError),
     Silent(&'static str),
+    /// The address it left from is not ours any more.
+    Moved,
 }
 
 impl Dialer {
@@ -185,6 +192,7 @@ impl Dialer {
             let complaint = match end {
                 End::HungUp => return,
                 End::Silent(words) => Complaint { slug: "silent", words: words.into() },
+                End::Moved => Complaint { slug: "moved", words: MOVED.into() },
                 End::Failed(error) => {
                     self.adapt(&error);
                     explain(&error, connected_at.is_some(), &self.plan.settings)
@@ -210,6 +218,9 @@ impl Dialer {
         let mut limits = None;
         let mut connected_at = None;
         let mut handled = 0;
+        let MqttSettings { host, port, .. } = &self.plan.settings;
+        let (host, port) = (host.clone(), *port);
+        let mut moved = pin!(footing::lost(&host, port));
         loop {
             let patience = if connected_at.is_some() {
                 // The library looks for its pings' answers itself, but does not see a write that never ends. Of a good
@@ -218,7 +229,11 @@ impl Dialer {
             } else {
                 SUBSCRIBED_WITHIN
             };
-            let event = match timeout(patience, events.poll()).await {
+            let polled = tokio::select! {
+                polled = timeout(patience, events.poll()) => polled,
+                () = &mut moved => return (connected_at, End::Moved),
+            };
+            let event = match polled {
                 Ok(Ok(event)) => event,
                 Ok(Err(error)) => return (connected_at, End::Failed(error)),
                 Err(_) => return (connected_at, End::Silent("the broker says nothing any more")),
