@@ -701,3 +701,24 @@ fn another_network_is_judged_anew() {
     assert!(took < 1500 * MS, "{took:?}");
     assert_eq!(house.figures(ann).path.unwrap().remote, roamed);
 }
+
+#[test]
+fn a_viewer_too_slow_for_the_only_rendition_sees_a_part_of_each_gop_however_rare_keyframes_are() {
+    for (keyframe_every, kbps) in [(60, 900), (600, 900), (600, 400)] {
+        let mut house = House::new(8);
+        house.keyframe_every = keyframe_every;
+        house.publisher.handle_low(&front(), false, house.now, &mut |_| {});
+        let fast = house.join(lan());
+        house.run_for(3 * S);
+        let slow =
+            house.join(LinkSettings { delay: 40 * MS, rate: Some(f64::from(kbps) * 1000.0), ..Default::default() });
+        house.run_for(60 * S);
+        let shown = house.viewers[slow].viewer.received.shown();
+        let gaps = shown.windows(2).skip(2).map(|pair| pair[1].timestamp.wrapping_sub(pair[0].timestamp));
+        let longest = Duration::from_micros(u64::from(gaps.max().unwrap_or(u32::MAX)) * 1000 / 90);
+        assert!(longest < 4 * S, "{longest:?} at {kbps} kbit/s, a keyframe in {keyframe_every} pictures");
+        let least = if kbps == 900 { 300 } else { 40 };
+        assert!(shown.len() > least, "{} in a minute at {kbps} kbit/s, a keyframe in {keyframe_every}", shown.len());
+        assert!(pictures(&house, fast) as u64 >= house.captured - 5);
+    }
+}

@@ -119,6 +119,11 @@ impl<P: Clone> GopRing<P> {
         cursor.next - from
     }
 
+    /// Whether what this reader was to read next is gone.
+    pub fn is_overtaken(&self, cursor: &Cursor) -> bool {
+        !cursor.awaits_keyframe && cursor.next < self.front
+    }
+
     /// How much older than the newest picture is the one that this reader is to read next.
     pub fn behind(&self, cursor: &Cursor) -> Duration {
         if cursor.awaits_keyframe || cursor.next < self.front || cursor.next >= self.end() {

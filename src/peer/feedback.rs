@@ -26,7 +26,7 @@ use crate::core::congestion::Arrival;
 
 /// Kept between two looks of the peer, which looks after each datagram; one compound packet holds far less.
 const MOST_KEPT: usize = 1024;
-/// Packets that one transport-wide feedback may speak of: seconds of video. The format lets forty bytes name 65,535.
+/// Packets that the feedback in one datagram may speak of: seconds of video. The format lets forty bytes name 65,535.
 const MOST_ARRIVALS: usize = 2048;
 
 /// One piece of feedback.
@@ -55,9 +55,10 @@ pub(super) struct Arrivals {
     pub(super) packets: Vec<(u16, Option<i64>)>,
 }
 
-impl From<&TransportLayerCc> for Arrivals {
-    fn from(feedback: &TransportLayerCc) -> Self {
-        let count = usize::from(feedback.packet_status_count).min(MOST_ARRIVALS);
+impl Arrivals {
+    /// What it says of so many packets at most.
+    fn read(feedback: &TransportLayerCc, most: usize) -> Self {
+        let count = usize::from(feedback.packet_status_count).min(most);
         let mut packets = Vec::with_capacity(count);
         let mut deltas = feedback.recv_deltas.iter().map(|RecvDelta { delta, .. }| *delta);
         let mut time = 0;
@@ -88,11 +89,18 @@ impl From<&TransportLayerCc> for Arrivals {
 
 /// The peer's end.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Feedback(Arc<Mutex<Vec<Heard>>>);
+pub(super) struct Feedback(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    heard: Vec<Heard>,
+    /// Packets that what is kept speaks of.
+    arrivals: usize,
+}
 
 impl Feedback {
     pub(super) fn take(&self) -> Vec<Heard> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).heard
     }
 
     pub(super) fn listener(&self) -> Listener {
@@ -100,9 +108,20 @@ impl Feedback {
     }
 
     fn push(&self, heard: Heard) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() < MOST_KEPT {
-            all.push(heard);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.heard.len() < MOST_KEPT {
+            kept.heard.push(heard);
+        }
+    }
+
+    fn push_arrivals(&self, feedback: &TransportLayerCc) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MOST_ARRIVALS.saturating_sub(kept.arrivals);
+        if kept.heard.len() < MOST_KEPT && room > 0 {
+            let arrivals = Arrivals::read(feedback, room);
+            // One that names nothing was work too.
+            kept.arrivals += arrivals.packets.len().max(1);
+            kept.heard.push(Heard::Arrived(arrivals));
         }
     }
 }
@@ -146,7 +165,7 @@ impl Listener {
                 self.heard.push(Heard::from(block));
             }
         } else if let Some(feedback) = any.downcast_ref::<TransportLayerCc>() {
-            self.heard.push(Heard::Arrived(feedback.into()));
+            self.heard.push_arrivals(feedback);
         } else if let Some(remb) = any.downcast_ref::<ReceiverEstimatedMaximumBitrate>() {
             // A cast of a float keeps to the range: nonsense becomes 0 or the most there is.
             self.heard.push(Heard::Estimate(Bitrate::from_kbps((remb.bitrate / 1000.0) as u32)));
@@ -236,7 +255,7 @@ mod tests {
         let recv_deltas = deltas.iter().map(|&delta| RecvDelta { type_tcc_packet: SMALL, delta }).collect();
         let feedback =
             TransportLayerCc { packet_status_count: count, packet_chunks, recv_deltas, ..Default::default() };
-        Arrivals::from(&feedback).packets
+        Arrivals::read(&feedback, MOST_ARRIVALS).packets
     }
 
     #[test]
@@ -254,5 +273,21 @@ mod tests {
     #[test]
     fn a_few_bytes_that_name_all_the_numbers_there_are_cost_little() {
         assert_eq!(read(u16::MAX, vec![run(LOST, 8191); 8], &[]).len(), MOST_ARRIVALS);
+        let feedback = Feedback::default();
+        let bomb = TransportLayerCc {
+            packet_status_count: u16::MAX,
+            packet_chunks: vec![run(LOST, 8191); 8],
+            ..Default::default()
+        };
+        for _ in 0..100 {
+            feedback.listener().listen(&bomb);
+        }
+        let named = feedback.take().into_iter().map(|heard| match heard {
+            Heard::Arrived(arrivals) => arrivals.packets.len(),
+            _ => 0,
+        });
+        assert_eq!(named.sum::<usize>(), MOST_ARRIVALS, "of all that come in one datagram");
+        feedback.listener().listen(&bomb);
+        assert_eq!(feedback.take().len(), 1, "the next is heard again");
     }
 }

@@ -29,6 +29,8 @@ use crate::core::transmit::{Transmit, Transport};
 use crate::core::trigger::{Event, Trigger};
 use crate::peer::{Answer, Peer, PeerSettings, Picture};
 
+/// What a viewer sends is below the size of an Ethernet frame; more in one piece is only work for us.
+const LARGEST_DATAGRAM: usize = 2048;
 /// What is thought of a far network until its viewer tells: no more than a slow home's way to the internet carries. The first
 /// keyframe probes for more.
 const STARTING_ESTIMATE: Bitrate = Bitrate::from_kbps(1000);
@@ -185,6 +187,9 @@ impl Publisher {
         now: Instant,
         send: Sender<'_>,
     ) {
+        if data.len() > LARGEST_DATAGRAM {
+            return;
+        }
         let Some(session) = self.addressee(from, transport, data) else { return };
         if let Some(viewer) = self.viewers.get_mut(&session) {
             if !viewer.admits((transport, from)) {
@@ -223,12 +228,14 @@ impl Publisher {
         let bytes = picture.bytes();
         rings.of_mut(rendition).push(unit.captured_at, unit.is_keyframe, picture);
         let rings = &*rings;
-        let mut wanted = None;
+        let mut wanted = Rendition::ALL.map(|rendition| (rendition, false));
         for (&session, viewer) in self.viewers.iter_mut().filter(|(_, viewer)| viewer.camera == *camera) {
             viewer.earn(rendition, bytes);
             let progress = viewer.advance(rings, now);
             self.counters.units_skipped.add(progress.skipped);
-            wanted = wanted.max(progress.wants_keyframe);
+            for (rendition, is_wanted) in &mut wanted {
+                *is_wanted |= progress.wants_keyframe == Some(*rendition);
+            }
             if let Some(estimate) = progress.estimate {
                 self.sessions.handle_estimate(session, estimate, now);
             }
@@ -236,7 +243,7 @@ impl Publisher {
             let timeout = viewer.peer.timeout(now);
             note_timeout(&mut self.timeouts, session, viewer, timeout);
         }
-        if let Some(rendition) = wanted {
+        for (rendition, _) in wanted.into_iter().filter(|(_, is_wanted)| *is_wanted) {
             self.sessions.want_keyframe(camera, rendition, now);
         }
         self.carry_out(now, send);

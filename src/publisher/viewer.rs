@@ -33,6 +33,8 @@ const STRANGERS: u32 = 1000;
 const KEYFRAME_REQUESTS: Rate = Rate::new(Duration::from_secs(2), 4);
 /// Further behind the newest picture than this a viewer does not go on with the next but with a keyframe.
 const MOST_BEHIND: Duration = Duration::from_millis(400);
+/// A keyframe that takes longer than this is not waited for with the pictures after it.
+const MOST_OF_A_KEYFRAME: Duration = Duration::from_secs(1);
 /// So long after it was spared pictures a viewer counts as one who gets only some of them.
 const THINNED_FOR: Duration = Duration::from_secs(4);
 
@@ -51,6 +53,11 @@ pub(super) struct Viewer {
     told_estimate: Option<Bitrate>,
     units_skipped: u64,
     skipped_at: Option<Instant>,
+    /// When the picture under way was begun, if it is a keyframe, and how long the last one took.
+    keyframe_begun_at: Option<Instant>,
+    keyframe_took: Duration,
+    /// It was taken off its place and waits for a keyframe that nobody was asked for yet.
+    needs_keyframe: bool,
     keyframe_requests: Option<Pace>,
     /// Where we sent to, oldest first.
     addresses: VecDeque<Remote>,
@@ -83,6 +90,9 @@ impl Viewer {
             told_estimate: None,
             units_skipped: 0,
             skipped_at: None,
+            keyframe_begun_at: None,
+            keyframe_took: Duration::ZERO,
+            needs_keyframe: false,
             keyframe_requests: None,
             addresses: VecDeque::new(),
             strangers: 0,
@@ -120,6 +130,7 @@ impl Viewer {
         while !self.peer.is_sending()
             && let Some(picture) = self.next_picture(rings, &mut progress, now)
         {
+            self.keyframe_begun_at = picture.is_keyframe().then_some(now);
             self.peer.begin(picture, now);
             self.peer.flush(now);
         }
@@ -135,24 +146,33 @@ impl Viewer {
         self.move_on(rings, progress);
         let ring = rings.of(self.reading);
         let cursor = self.cursor.as_mut()?;
-        if ring.behind(cursor) > MOST_BEHIND {
-            progress.skipped += ring.skip_to_keyframe(cursor);
-            if ring.awaits_keyframe(cursor) && pay(&mut self.keyframe_requests, now) {
-                progress.wants_keyframe = Some(self.reading);
-            }
+        if let Some(begun_at) = self.keyframe_begun_at.take() {
+            self.keyframe_took = now.saturating_duration_since(begun_at).min(MOST_OF_A_KEYFRAME);
         }
-        loop {
+        // Behind by a keyframe is nobody's fault; without the pictures after it, it would have been sent for nothing.
+        let is_late = ring.behind(cursor) > MOST_BEHIND + self.keyframe_took;
+        if is_late {
+            progress.skipped += ring.skip_to_keyframe(cursor);
+        }
+        self.needs_keyframe |= is_late || ring.is_overtaken(cursor);
+        let picture = loop {
             match ring.read(cursor) {
                 Next::Picture(picture)
                     if self.peer.is_estimated() || self.thinning.takes(picture.is_keyframe(), now) =>
                 {
-                    return Some(picture);
+                    break Some(picture);
                 }
                 Next::Picture(_) => progress.skipped += 1 + ring.skip_to_keyframe(cursor),
                 Next::Skipped(count) => progress.skipped += count,
-                Next::Empty => return None,
+                Next::Empty => break None,
             }
+        };
+        self.needs_keyframe &= ring.awaits_keyframe(cursor);
+        if self.needs_keyframe && pay(&mut self.keyframe_requests, now) {
+            self.needs_keyframe = false;
+            progress.wants_keyframe = Some(self.reading);
         }
+        picture
     }
 
     /// Goes over to the rendition it was moved to, if that has a keyframe now.

@@ -29,7 +29,6 @@ const FRAME: Duration = Duration::from_nanos(33_333_333);
 /// Of each kbit/s, at 30 pictures a second, keyframes eight times as large.
 const DELTA_BYTES_PER_KBPS: f64 = 3.5;
 const KEYFRAME_BYTES_PER_KBPS: f64 = 28.0;
-const KEYFRAME_EVERY: u64 = 60;
 
 const RENDITIONS: RenditionsSettings = RenditionsSettings {
     high: Range { least: Bitrate::from_kbps(150), most: Bitrate::from_kbps(2000) },
@@ -49,6 +48,8 @@ pub struct House {
     /// The camera delivers; false: it is unplugged.
     pub plugged: bool,
     pub captured: u64,
+    /// Pictures from one keyframe that nobody asked for to the next.
+    pub keyframe_every: u64,
     pub keyframes_captured: u64,
     pub low_captured: u64,
     /// How often the publisher's timers woke the loop.
@@ -136,6 +137,7 @@ impl House {
             device_at: camera_address(),
             plugged: true,
             captured: 0,
+            keyframe_every: 60,
             keyframes_captured: 0,
             low_captured: 0,
             wakes: 0,
@@ -308,7 +310,8 @@ impl House {
     }
 
     fn capture(&mut self, sent: &mut Vec<Transmit>) {
-        let is_keyframe = self.captured.is_multiple_of(KEYFRAME_EVERY) || self.demand.keyframe > self.keyframe_done;
+        let is_keyframe =
+            self.captured.is_multiple_of(self.keyframe_every) || self.demand.keyframe > self.keyframe_done;
         self.keyframe_done = self.demand.keyframe;
         self.captured += 1;
         self.keyframes_captured += u64::from(is_keyframe);
@@ -321,7 +324,7 @@ impl House {
         match self.demand.low {
             Some(low) => {
                 let is_keyframe =
-                    self.low_captured.is_multiple_of(KEYFRAME_EVERY) || low.keyframe > self.low_keyframe_done;
+                    self.low_captured.is_multiple_of(self.keyframe_every) || low.keyframe > self.low_keyframe_done;
                 give(Rendition::Low, is_keyframe, low.bitrate);
                 self.low_keyframe_done = low.keyframe;
                 self.low_captured += 1;
