@@ -488,6 +488,7 @@ fn a_keyframe_does_not_overflow_the_queue_of_a_slow_link() {
     let longest = house.viewers[ann].down.waits.iter().map(|wait| wait.queue).max();
     assert!(longest < Some(150 * MS), "{longest:?}");
     assert!(house.viewers[ann].viewer.received.is_without_gap(), "what is not sent leaves no gap in the numbers");
+    assert_eq!(house.viewers[ann].viewer.received.playout_delays.len(), 1, "nothing is lost, so nothing is held back");
 }
 
 #[test]

@@ -13,12 +13,12 @@
 
 use std::time::{Duration, Instant};
 
-/// In the last seconds so much was lost: pictures are held back.
+/// In the last second or two so much was lost: pictures are held back.
 const LOSSY: f32 = 0.01;
 /// And less than this is as good as nothing.
 const CLEAN: f32 = 0.005;
 /// How long what was lost weighs.
-const MEMORY: Duration = Duration::from_secs(2);
+const MEMORY: Duration = Duration::from_secs(1);
 const HELD_FOR: Duration = Duration::from_secs(10);
 /// A viewer that does not know its round trip asks again no sooner; so Chromium when it only receives.
 const ASKS_AGAIN: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ const ASSUMED_ROUND_TRIP: Duration = Duration::from_millis(100);
 /// A need that differs by less is none of another delay.
 const ALIKE: Duration = Duration::from_millis(30);
 /// Pictures play by so much of a second slower in each one while the delay grows, and faster while it shrinks.
-const GROWS: f64 = 0.3;
+const GROWS: f64 = 0.5;
 const SHRINKS: f64 = 0.1;
 /// The unit it is told in.
 pub const STEP: Duration = Duration::from_millis(10);
@@ -148,11 +148,11 @@ mod tests {
     #[test]
     fn under_loss_there_is_soon_room_for_two_repeats_and_more_of_it_for_a_far_viewer() {
         for (loss, round_trip, within, least, most) in [
-            (0.05, 50, 1500, 210, 260),
-            (0.02, 50, 2500, 210, 260),
-            (0.05, 1, 1500, 170, 200),
-            (0.05, 140, 2000, 360, 400),
-            (0.05, 2000, 2000, 400, 400),
+            (0.05, 50, 1000, 210, 260),
+            (0.02, 50, 1500, 210, 260),
+            (0.05, 1, 1000, 170, 200),
+            (0.05, 140, 1500, 360, 400),
+            (0.05, 2000, 1500, 400, 400),
         ] {
             let mut watch = Watch::new();
             watch.run(10_000 * MS, 0.0, round_trip * MS);

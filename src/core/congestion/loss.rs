@@ -92,9 +92,10 @@ impl Loss {
         self.judge(window.saw_queue, now)
     }
 
-    /// Of the last window that was full.
+    /// Of this window if it tells something already, else of the last one.
     pub(super) fn fraction(&self) -> f32 {
-        self.last
+        let telling = self.window.filter(|window| window.arrived + window.lost >= LEAST_PACKETS);
+        telling.map_or(self.last, |window| window.lost as f32 / (window.arrived + window.lost) as f32)
     }
 
     pub(super) fn may_raise(&self) -> bool {
