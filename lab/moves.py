@@ -5,9 +5,12 @@ import subprocess
 import time
 
 from measure import Seen
+from net import forward_port
 from programs import EDGECAM, Browser, Camera, serve, until
 from scene import CAMERA, MBIT, PAGE, QUEUE, Scene
 from verdict import case
+
+NEW_ADDRESS = "10.70.0.3"
 
 
 def note_return(verdict, seen, since, end, bound, what):
@@ -106,15 +109,39 @@ def renumber(world, verdict):
     browser.evaluate(play)
     browser.sees()
     time.sleep(8)
-    moved = time.time()
-    scene.camera.ip("address", "add", "10.70.0.3/24", "dev", "home")
-    scene.camera.ip("address", "delete", f"{CAMERA}/24", "dev", "home")
-    scene.camera.ip("address", "replace", "10.70.0.3/24", "dev", "home")
-    scene.camera.route("default", "10.70.0.1")
+    moved = give_another_address(scene)
     time.sleep(25)
     end = time.time()
     browser.close()
     note_return(verdict, Seen(browser.out), moved, end, 10, "the new address")
+
+
+@case("renumber-page", "the camera gets another address, its own page is found there (F10)", 47)
+def renumber_page(world, verdict):
+    """As by a name that follows the camera: the same URL leads there before and after."""
+    scene = Scene(world, rate=10 * MBIT)
+    forward_port(scene.net, "to-view", 8080, f"{CAMERA}:8080")
+    Camera(scene.camera)
+    browser = Browser(scene.view, "http://10.70.0.1:8080/front")
+    browser.sees()
+    time.sleep(8)
+    moved = give_another_address(scene)
+    scene.net.iptables("-t", "nat", "-F", "PREROUTING")
+    forward_port(scene.net, "to-view", 8080, f"{NEW_ADDRESS}:8080")
+    time.sleep(25)
+    end = time.time()
+    browser.close()
+    note_return(verdict, Seen(browser.out), moved, end, 10, "the new address")
+
+
+def give_another_address(scene):
+    """In place of the one it has; gives when."""
+    moved = time.time()
+    scene.camera.ip("address", "add", f"{NEW_ADDRESS}/24", "dev", "home")
+    scene.camera.ip("address", "delete", f"{CAMERA}/24", "dev", "home")
+    scene.camera.ip("address", "replace", f"{NEW_ADDRESS}/24", "dev", "home")
+    scene.camera.route("default", "10.70.0.1")
+    return moved
 
 
 def quiet():

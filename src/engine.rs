@@ -70,6 +70,8 @@ pub struct CameraLine {
 struct Rim {
     socket: MediaSocket,
     ways: Ways,
+    /// The media socket's own candidates, when it was last asked for them.
+    hosts: Vec<Candidate>,
     outboxes: HashMap<ClientId, Outbox>,
     cameras: BTreeMap<CameraId, CameraLine>,
     events: broadcast::Sender<Event>,
@@ -117,12 +119,13 @@ type StillReply = oneshot::Sender<Result<AccessUnit, RejectReason>>;
 impl Engine {
     /// Runs until `stopping`, then says bye to all.
     pub async fn run(self, stopping: CancellationToken) -> io::Result<()> {
-        let Self { mut publisher, socket, mut connections, hub, .. } = self;
+        let Self { mut publisher, mut socket, mut connections, hub, .. } = self;
         let Self { mut inbox, cameras, events, switched_off, relay, mut newsroom, counters, pulse, .. } = self;
         let mut statuses: StreamMap<_, _> =
             cameras.iter().map(|(id, line)| (id.clone(), WatchStream::from_changes(line.status.clone()))).collect();
         let outgoing = Outgoing::new(counters.clone());
         let mut rim = Rim {
+            hosts: socket.candidates(),
             socket,
             ways: Ways { outgoing, relay },
             outboxes: HashMap::new(),
@@ -214,9 +217,14 @@ impl Rim {
 
     /// Where viewers can reach us now.
     fn candidates(&mut self) -> Vec<Candidate> {
-        let mut candidates = self.socket.candidates();
-        candidates.extend(self.ways.relay.candidates(&candidates));
-        candidates
+        let hosts = self.socket.candidates();
+        if hosts != self.hosts {
+            debug!(?hosts, "this device's addresses changed");
+            self.hosts.clone_from(&hosts);
+            self.ways.relay.handle_addresses_changed(now());
+        }
+        let relayed = self.ways.relay.candidates(&hosts);
+        [hosts, relayed].concat()
     }
 
     /// Looks at this device's addresses, if it is time to.

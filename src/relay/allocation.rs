@@ -191,6 +191,13 @@ impl Allocation {
         }
     }
 
+    /// Looks now whether the server still knows us.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if let State::Held { refresh_at, .. } = &mut self.state {
+            *refresh_at = now;
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let refresh_at = match &self.state {
             State::Held { refresh_at, .. } => Some(*refresh_at),

@@ -119,6 +119,14 @@ impl StunServer {
         }
     }
 
+    /// This machine's addresses are not what they were.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Resting { until: at } | State::Asking { ask_at: at, .. } => *at = now,
+            State::Reaching { .. } => {}
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
             State::Resting { until } => Some(*until),

@@ -195,6 +195,11 @@ impl Gathering {
         }
     }
 
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.stun.iter_mut().for_each(|server| server.hurry(now));
+        self.relaying.iter_mut().for_each(|relaying| relaying.hurry(now));
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let relaying = self.relaying.as_ref().and_then(Relaying::poll_timeout);
         self.stun.iter().filter_map(StunServer::poll_timeout).chain(relaying).min()

@@ -325,6 +325,17 @@ fn a_server_that_forgot_us_gives_another_allocation() {
 }
 
 #[test]
+fn after_a_change_of_our_addresses_nobody_waits_for_the_next_refresh() {
+    let mut world = World::new(1, "south");
+    world.run_for(10 * MINUTE + Duration::from_secs(1));
+    // By another of our addresses it does not know us.
+    world.servers[0].holder = None;
+    world.gathering.hurry(world.now);
+    world.run_for(Duration::from_secs(1));
+    assert_eq!((world.servers[0].allocations, world.relayed()), (2, Some(world.servers[0].relayed())));
+}
+
+#[test]
 fn the_second_server_is_used_while_the_first_is_away() {
     let mut world = World::new(2, "south");
     world.servers[0].is_up = false;

@@ -131,6 +131,11 @@ impl Relay {
         }
     }
 
+    /// This machine's addresses are not what they were: what the servers know of us is asked for anew, at the next timeout, which is now.
+    pub fn handle_addresses_changed(&mut self, now: Instant) {
+        self.gathering.hurry(now);
+    }
+
     pub fn handle_timeout(&mut self, now: Instant) {
         self.gathering.handle_timeout(now);
     }

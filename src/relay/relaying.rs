@@ -217,6 +217,15 @@ impl Relaying {
         }
     }
 
+    /// This machine's addresses are not what they were: the server knew us by one that may be gone.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Resting { until } => *until = now,
+            State::Reaching { .. } => {}
+            State::Open(open) => open.allocation.hurry(now),
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
             State::Resting { until } => Some(*until),

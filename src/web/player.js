@@ -9,6 +9,8 @@ import { compare, sample } from './stats.js';
 /** @import { Figures, Sample } from './stats.js' */
 
 const LOOK_MS = 1_000;
+/** No picture for this long: perhaps the link is lost, too, which browsers notice late. */
+const QUIET_MS = 2_000;
 /** No picture for this long, and nobody said why: a new session may help. */
 const STALLED_MS = 15_000;
 /** Of this page, among those that a viewer has open. */
@@ -101,7 +103,9 @@ export class Player {
     this.#last = now;
     if (!before) return;
     const moves = now.decoded > before.decoded || this.state.lost !== null;
-    this.standing = moves ? 0 : this.standing + (now.at - before.at);
+    const stood = this.standing;
+    this.standing = moves ? 0 : stood + (now.at - before.at);
+    if (stood < QUIET_MS && this.standing >= QUIET_MS) this.#its.signaling.check();
     this.#its.figures(compare(before, now, this.said));
     if (this.standing >= STALLED_MS) this.tell({ type: 'stalled' });
   }
