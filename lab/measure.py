@@ -115,6 +115,13 @@ class Seen:
             return 0.0
         return grown(rows, "decoded") / (rows[-1]["t"] - rows[0]["t"])
 
+    def first_picture(self):
+        """Seconds from the first offer to the first picture; None if there is none."""
+        offered = next((row["t"] for row in self.events if row.get("signalingState") == "have-local-offer"), None)
+        # A tile without a picture is an element of two pixels.
+        shown = next((row["t"] for row in self.frames if row["width"] > 2), None)
+        return shown - offered if offered and shown else None
+
     def steady_after(self, start, end, fps, hold=5.0):
         """Seconds from `start` until every second of the `hold` that follow has `fps` pictures; None if that never comes."""
         since = 0.0

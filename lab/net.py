@@ -192,19 +192,26 @@ def remove_leftovers():
 # NATs, as routers that people have at home. `inside` and `outside` are devices of the router.
 
 
-def cone_nat(router, outside):
-    """Keeps the port where it can: the same one for every destination; answers come in from where something went out."""
+def port_restricted_nat(router, outside):
+    """Keeps the port where it can: the same one for every destination. Answers come in from where something went out, to the port."""
     router.forward()
     router.iptables("-t", "nat", "-A", "POSTROUTING", "-o", outside, "-j", "MASQUERADE")
+    drop_unasked(router, outside)
 
 
 def symmetric_nat(router, outside):
     """Another port for every destination: what STUN told is of no use to others."""
     router.forward()
     router.iptables("-t", "nat", "-A", "POSTROUTING", "-o", outside, "-j", "MASQUERADE", "--random-fully")
-    # Nothing comes in that no one asked for, not even to a port that is in use.
+    drop_unasked(router, outside)
+
+
+def drop_unasked(router, outside):
+    """Nothing comes in that no one asked for, not even to a port that is in use."""
     router.iptables("-A", "FORWARD", "-i", outside, "-m", "state", "--state", "ESTABLISHED,RELATED", "-j", "ACCEPT")
     router.iptables("-A", "FORWARD", "-i", outside, "-m", "state", "--state", "NEW", "-j", "DROP")
+    # Taken for the router itself it would keep its port from who is behind it, when that one answers.
+    router.iptables("-A", "INPUT", "-i", outside, "-m", "state", "--state", "NEW", "-j", "DROP")
 
 
 def forward_port(router, outside, port, to, transport="tcp"):

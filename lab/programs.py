@@ -56,7 +56,8 @@ level = "{level}"
         self.config = folder / f"{name}.toml"
         level = os.environ.get("LAB_LOG", "info")
         self.config.write_text(self.HEAD.format(folder=folder, level=level) + more + toml)
-        self.process = namespace.start([EDGECAM, "run", "--config", self.config], f"{name}.log", env=os.environ | (environment or {}))
+        self.environment = os.environ | (environment or {})
+        self.process = namespace.start([EDGECAM, "run", "--config", self.config], f"{name}.log", env=self.environment)
         until("the camera answers", lambda: self.get("/healthz"), 15)
         self.figures = (folder / f"{name}.jsonl").open("w")
         self.stopping = threading.Event()
@@ -78,6 +79,24 @@ level = "{level}"
             return said["sessions"] if isinstance(said, dict) else said
         except urllib.error.HTTPError:
             return None
+
+    def metric(self, name):
+        """Of all its labels together."""
+        samples = re.findall(rf"^{name}(?:{{.*}})? ([\d.e+-]+)$", self.get("/metrics"), re.MULTILINE)
+        return sum(map(float, samples))
+
+    def loop_seconds(self):
+        """CPU that its event loop has used, which is its main thread: encoders have threads of their own."""
+        fields = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def doctor(self, *checks):
+        """The lines of `edgecam doctor` about these things: (verdict, words)."""
+        command = ["ip", "netns", "exec", self.namespace.name, EDGECAM, "doctor", "--json", "--config", self.config]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=self.environment)
+        (self.namespace.world.folder / "doctor.json").write_text(done.stdout + done.stderr)
+        lines = json.JSONDecoder().raw_decode(done.stdout)[0]["lines"]
+        return [(line["verdict"].lower(), line["words"]) for line in lines if line["check"] in checks]
 
     def poll(self):
         while not self.stopping.wait(1.0 - time.time() % 1.0):
@@ -185,7 +204,8 @@ class Turn:
         self.namespace, self.address = namespace, address
         folder = namespace.world.folder
         certificate, key = folder / "turn.pem", folder / "turn.key"
-        subject = ["-subj", f"/CN={address}", "-addext", f"subjectAltName=IP:{address}"]
+        # No authority: what stands for itself may not be one.
+        subject = ["-subj", f"/CN={address}", "-addext", f"subjectAltName=IP:{address}", "-addext", "basicConstraints=critical,CA:FALSE"]
         make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
         subprocess.run([*make, "-keyout", key, "-out", certificate, *subject], check=True, capture_output=True)
         key.chmod(0o644)

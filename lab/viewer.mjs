@@ -1,6 +1,6 @@
 // A viewer with a browser: opens a page in Debian's Chromium and writes down what it sees.
 //
-// usage: node viewer.mjs '{"url": …, "out": "seen.jsonl", "script"?: {"file": "peer.js", "url": …}, "args"?: […]}'
+// usage: node viewer.mjs '{"url": …, "out": "seen.jsonl", "script"?: {"file": "peer.js", "url": …}, "args"?: […], "servers"?: "stun"}'
 //
 // Rows of `out`: {type: "frame", t, video, n, width, age?, number?} for each picture shown, {type: "stats", t, …} four times a second,
 // {type: "event", …}. Times are seconds since 1970. Each line on stdin is {"eval": "…"}, answered with {"result": …}; it ends with the end of stdin.
@@ -31,7 +31,7 @@ const browser = await chromium.launch({
   ],
 });
 const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ignoreHTTPSErrors: true });
-await context.addInitScript(watch);
+await context.addInitScript(watch, its.servers ?? '');
 const page = await context.newPage();
 page.on('console', (message) => message.type() === 'error' && write({ type: 'event', t: Date.now() / 1000, console: message.text() }));
 page.on('pageerror', (error) => write({ type: 'event', t: Date.now() / 1000, error: String(error) }));
@@ -68,14 +68,16 @@ async function drain() {
   }
 }
 
-/** In the page, before its own scripts. */
-function watch() {
+/** In the page, before its own scripts. Servers whose URLs do not begin so are kept from it. */
+function watch(servers) {
   const lab = (window.lab = { rows: [], peers: [], configurations: [] });
   const now = () => (performance.timeOrigin + performance.now()) / 1000;
   const note = (row) => lab.rows.push(row);
 
   window.RTCPeerConnection = class extends RTCPeerConnection {
-    constructor(configuration, ...more) {
+    constructor(given, ...more) {
+      const iceServers = given?.iceServers?.filter(({ urls }) => [urls].flat().every((url) => url.startsWith(servers)));
+      const configuration = { ...given, iceServers };
       super(configuration, ...more);
       lab.peers.push(this);
       lab.configurations.push(configuration);

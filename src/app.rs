@@ -31,7 +31,7 @@ use crate::hub::Hub;
 use crate::net::{MediaSocket, tcp};
 use crate::peer::{Identity, PeerSettings};
 use crate::publisher::{Publisher, PublisherSettings};
-use crate::relay::{Credentials, Relay, RelayServer};
+use crate::relay::{Credentials, Mint, Relay, RelayServer};
 use crate::signaling::access::Access;
 use crate::signaling::ice_servers::IceServer;
 use crate::signaling::{self, CameraBoard, Links, MakeJpeg, Stills, mqtt};
@@ -283,22 +283,24 @@ fn publisher(
     Ok(Publisher::new(PublisherSettings { sessions, peers }, counters))
 }
 
-/// The servers of `[ice]`, as the camera itself uses them: with credentials made as for a viewer. None unless its owner wants that.
+/// The servers of `[ice]`, as the camera itself uses them: with credentials made as for a viewer, if its owner wants a relay.
 fn relay_servers(config: &Config) -> Vec<RelayServer> {
-    let servers = config.ice_servers.iter().filter(|_| config.relay);
+    let servers = config.ice_servers.iter();
     let each = servers.flat_map(|server| server.urls.iter().map(move |url| (url, server)));
     // What cannot be parsed is refused by the configuration, but for DTLS, which viewers may know.
-    each.filter_map(|(url, server)| Some(relay_server(ServerUrl::parse(url).ok()?, server.clone()))).collect()
+    let server = |(url, server): (&String, &IceServer)| {
+        Some(RelayServer { url: ServerUrl::parse(url).ok()?, mint: config.relay.then(|| mint(server.clone())) })
+    };
+    each.filter_map(server).collect()
 }
 
-fn relay_server(url: ServerUrl, server: IceServer) -> RelayServer {
-    let mint = move || {
+fn mint(server: IceServer) -> Mint {
+    Arc::new(move || {
         #[expect(clippy::disallowed_methods, reason = "credentials say when they end")]
         let offered = server.offered(SystemTime::now());
         let (username, password) = (offered.username.unwrap_or_default(), offered.credential.unwrap_or_default());
         Credentials { username, password, hold_for: server.hold_for() }
-    };
-    RelayServer { url, mint: Arc::new(mint) }
+    })
 }
 
 #[expect(clippy::disallowed_methods, reason = "here the clocks of stream and relay begin")]

@@ -199,12 +199,12 @@ impl Rim {
 
     fn handle_arrival(&mut self, publisher: &mut Publisher, Arrival { from, to, what }: Arrival) {
         match what {
-            What::Opened { first, outlet } if publisher.knows(from, Transport::Tcp, &first) => {
+            What::Opened { first, outlet } if publisher.knows_by_tcp(from, &first) => {
                 self.ways.outgoing.open(from, outlet);
             }
             // Without its outlet the connection is closed.
             What::Opened { .. } => self.counters.tcp.strangers.add(1),
-            What::Datagram(data) if publisher.knows(from, Transport::Tcp, &data) => {
+            What::Datagram(data) if publisher.knows_by_tcp(from, &data) => {
                 let to = self.socket.candidate_for(Some(to.ip()));
                 let send = &mut |out| self.ways.send(out, &self.socket);
                 publisher.handle_datagram(from, to, Transport::Tcp, &data, now(), send);

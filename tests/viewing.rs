@@ -380,6 +380,24 @@ fn a_viewer_that_names_anothers_address_does_not_get_its_datagrams() {
 }
 
 #[test]
+fn the_same_address_directly_and_through_the_relay_is_two_viewers() {
+    let mut house = House::new(8);
+    house.open_relay();
+    let ann = house.join(lan());
+    let address = house.viewers[ann].viewer.address;
+    house.run_for(S);
+    let far = LinkSettings { delay: 20 * MS, loss: 0.02, ..Default::default() };
+    let bob = house.join_at(address, true, far, Tells::Arrivals);
+    house.run_for(3 * S);
+    let (before, captured) = ([ann, bob].map(|seat| pictures(&house, seat)), house.captured);
+    house.run_for(30 * S);
+    for (seat, before) in [ann, bob].into_iter().zip(before) {
+        let part = (pictures(&house, seat) - before) as f64 / (house.captured - captured) as f64;
+        assert!(part > 0.95, "{seat}: {part} {:?}", house.figures(seat));
+    }
+}
+
+#[test]
 fn a_restart_is_answered_with_the_addresses_of_now() {
     let mut house = House::new(1);
     let ann = house.join(lan());

@@ -48,7 +48,7 @@ pub struct Config {
     pub media: MediaSettings,
     /// What viewers are told of.
     pub ice_servers: Vec<IceServer>,
-    /// Whether this device itself uses them, too.
+    /// Whether this device keeps an allocation on one of them.
     pub relay: bool,
     pub access: AccessSettings,
     /// `None`: there is no broker.

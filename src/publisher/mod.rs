@@ -2,6 +2,7 @@
 //!
 //! Requests, datagrams, pictures and time go in; datagrams and outputs come out. The engine around it moves bytes.
 
+mod remotes;
 mod rings;
 mod stun;
 mod viewer;
@@ -13,6 +14,7 @@ use std::time::Instant;
 
 use tracing::{debug, info};
 
+use self::remotes::{Remote, Remotes, Way};
 use self::rings::Rings;
 use self::stun::stun_username;
 use self::viewer::Viewer;
@@ -69,16 +71,13 @@ pub struct Publisher {
     viewers: BTreeMap<SessionId, Viewer>,
     rings: BTreeMap<CameraId, Rings>,
     /// Whose a datagram is: by where it comes from, the first one by the ICE user name it is addressed to.
-    by_address: HashMap<Remote, SessionId>,
+    remotes: Remotes,
     by_ufrag: HashMap<String, SessionId>,
     timeouts: BTreeSet<(Instant, SessionId)>,
     effects: VecDeque<Effect>,
     settings: PublisherSettings,
     counters: Arc<ViewerCounters>,
 }
-
-/// Where a datagram comes from or goes to. The same address by UDP and by TCP may be two viewers, behind a NAT.
-type Remote = (Transport, SocketAddr);
 
 /// Takes datagrams as they are made, so that a picture for many viewers is never held in memory for all of them.
 pub type Sender<'a> = &'a mut dyn FnMut(Transmit);
@@ -90,7 +89,7 @@ impl Publisher {
             sessions: Sessions::new(settings.sessions.clone(), counters.clone()),
             viewers: BTreeMap::new(),
             rings: rings.collect(),
-            by_address: HashMap::new(),
+            remotes: Remotes::default(),
             by_ufrag: HashMap::new(),
             timeouts: BTreeSet::new(),
             effects: VecDeque::new(),
@@ -101,6 +100,7 @@ impl Publisher {
 
     /// Where viewers who come from now on are told to reach us.
     pub fn set_candidates(&mut self, candidates: Vec<Candidate>) {
+        self.remotes.set_candidates(&candidates);
         self.settings.peers.candidates = candidates;
     }
 
@@ -164,17 +164,17 @@ impl Publisher {
         outcome
     }
 
-    /// Whether a datagram is for one of our viewers, or comes from where one was found: who else connects by TCP is closed.
-    pub fn knows(&self, from: SocketAddr, transport: Transport, data: &[u8]) -> bool {
-        self.addressee(from, transport, data).is_some() || self.by_address.contains_key(&(transport, from))
+    /// Whether what came by TCP is for one of our viewers, or comes from where one was found: who else connects is closed.
+    pub fn knows_by_tcp(&self, from: SocketAddr, data: &[u8]) -> bool {
+        let remote = (Way::Tcp, from);
+        self.addressee(remote, data).is_some() || self.remotes.session(remote).is_some()
     }
 
-    fn addressee(&self, from: SocketAddr, transport: Transport, data: &[u8]) -> Option<SessionId> {
-        let session = match stun_username(data).and_then(|name| name.split(':').next()) {
-            Some(ufrag) => self.by_ufrag.get(ufrag),
-            None => self.by_address.get(&(transport, from)),
-        };
-        session.copied()
+    fn addressee(&self, from: Remote, data: &[u8]) -> Option<SessionId> {
+        match stun_username(data).and_then(|name| name.split(':').next()) {
+            Some(ufrag) => self.by_ufrag.get(ufrag).copied(),
+            None => self.remotes.session(from),
+        }
     }
 
     /// A datagram that came `from` a viewer `to` one of our candidates.
@@ -190,9 +190,10 @@ impl Publisher {
         if data.len() > LARGEST_DATAGRAM {
             return;
         }
-        let Some(session) = self.addressee(from, transport, data) else { return };
+        let remote = self.remotes.remote(transport, to, from);
+        let Some(session) = self.addressee(remote, data) else { return };
         if let Some(viewer) = self.viewers.get_mut(&session) {
-            if !viewer.admits((transport, from)) {
+            if !viewer.admits(remote) {
                 return;
             }
             viewer.peer.handle_datagram(from, to, transport, data, now);
@@ -204,8 +205,7 @@ impl Publisher {
 
     /// A viewer's TCP connection is closed.
     pub fn handle_closed(&mut self, from: SocketAddr) {
-        let remote = (Transport::Tcp, from);
-        let Some(session) = self.by_address.remove(&remote) else { return };
+        let Some(session) = self.remotes.forget_closed(from) else { return };
         if let Some(viewer) = self.viewers.get_mut(&session) {
             viewer.handle_closed(from);
         }
@@ -239,7 +239,7 @@ impl Publisher {
             if let Some(estimate) = progress.estimate {
                 self.sessions.handle_estimate(session, estimate, now);
             }
-            viewer.send(session, &mut self.by_address, send);
+            viewer.send(session, &mut self.remotes, send);
             let timeout = viewer.peer.timeout(now);
             note_timeout(&mut self.timeouts, session, viewer, timeout);
         }
@@ -414,9 +414,9 @@ impl Publisher {
     fn close(&mut self, session: SessionId, send: Sender<'_>) {
         let Some(mut viewer) = self.viewers.remove(&session) else { return };
         viewer.peer.close();
-        viewer.send(session, &mut self.by_address, send);
+        viewer.send(session, &mut self.remotes, send);
         self.by_ufrag.remove(&viewer.ice_ufrag);
-        viewer.forget_addresses(session, &mut self.by_address);
+        viewer.forget_addresses(session, &mut self.remotes);
         note_timeout(&mut self.timeouts, session, &mut viewer, None);
         info!(?session, camera = %viewer.camera, "viewer left");
     }
@@ -455,7 +455,7 @@ impl Publisher {
         if let Some(estimate) = progress.estimate {
             self.sessions.handle_estimate(session, estimate, now);
         }
-        viewer.send(session, &mut self.by_address, send);
+        viewer.send(session, &mut self.remotes, send);
         let timeout = viewer.peer.timeout(now);
         note_timeout(&mut self.timeouts, session, viewer, timeout);
     }

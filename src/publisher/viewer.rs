@@ -7,13 +7,14 @@
 //!                               ▲ where it goes on, once moved
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::Sender;
+use super::remotes::{Remote, Remotes, Way};
 use super::rings::Rings;
 use super::stun::is_stun_success;
-use super::{Remote, Sender};
 use crate::core::access_unit::Bitrate;
 use crate::core::camera::Rendition;
 use crate::core::figures::Figures;
@@ -22,7 +23,6 @@ use crate::core::pace::{Pace, Rate};
 use crate::core::sessions::SessionId;
 use crate::core::signal::CameraId;
 use crate::core::thinning::Thinning;
-use crate::core::transmit::Transport;
 use crate::peer::{Peer, Picture};
 
 /// Addresses one viewer may send from before the oldest is forgotten: its interfaces, and a few changes of network.
@@ -217,23 +217,22 @@ impl Viewer {
     }
 
     /// Hands on the datagrams that the peer made, and notes whose address is whose.
-    pub(super) fn send(&mut self, session: SessionId, by_address: &mut HashMap<Remote, SessionId>, send: Sender<'_>) {
+    pub(super) fn send(&mut self, session: SessionId, remotes: &mut Remotes, send: Sender<'_>) {
         while let Some(transmit) = self.peer.poll_transmit() {
-            let remote = (transmit.transport, transmit.to);
+            let remote = remotes.remote(transmit.transport, transmit.from, transmit.to);
             // The stream goes to the newest address, so the search is short.
             if !self.addresses.iter().rev().any(|known| *known == remote) {
                 if self.addresses.len() == ADDRESSES
                     && let Some(oldest) = self.addresses.pop_front()
-                    && by_address.get(&oldest) == Some(&session)
                 {
-                    by_address.remove(&oldest);
+                    remotes.forget(oldest, session);
                 }
                 self.addresses.push_back(remote);
-                by_address.entry(remote).or_insert(session);
+                remotes.note(remote, session);
             }
             if is_stun_success(&transmit.data) {
                 // Only who proved to know our password may take an address over from another viewer (RFC 8445, section 7.3).
-                by_address.insert(remote, session);
+                remotes.take_over(remote, session);
             }
             send(transmit);
         }
@@ -241,16 +240,13 @@ impl Viewer {
 
     /// Its TCP connection from there is closed.
     pub(super) fn handle_closed(&mut self, from: SocketAddr) {
-        self.addresses.retain(|known| *known != (Transport::Tcp, from));
+        self.addresses.retain(|known| *known != (Way::Tcp, from));
         self.peer.handle_closed(from);
     }
 
-    pub(super) fn forget_addresses(&self, session: SessionId, by_address: &mut HashMap<Remote, SessionId>) {
+    pub(super) fn forget_addresses(&self, session: SessionId, remotes: &mut Remotes) {
         for address in &self.addresses {
-            // Another session may have taken the address over since.
-            if by_address.get(address) == Some(&session) {
-                by_address.remove(address);
-            }
+            remotes.forget(*address, session);
         }
     }
 

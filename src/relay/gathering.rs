@@ -98,12 +98,7 @@ impl Gathering {
     pub(super) fn new(servers: Vec<RelayServer>, counters: &Arc<RelayCounters>, now: Instant) -> Self {
         let by_udp = servers.iter().map(|server| &server.url).filter(|url| url.transport == ServerTransport::Udp);
         let stun = by_udp.map(|url| StunServer::new(url.clone(), now)).collect();
-        let turn: Vec<_> = servers.into_iter().filter(|server| server.url.is_turn).collect();
-        Self {
-            stun,
-            relaying: (!turn.is_empty()).then(|| Relaying::new(turn, Arc::clone(counters), now)),
-            out: Outputs::default(),
-        }
+        Self { stun, relaying: Relaying::new(servers, Arc::clone(counters), now), out: Outputs::default() }
     }
 
     /// What the servers add to the media socket's own candidates. A server-reflexive one whose base viewers are not told, or that

@@ -158,11 +158,16 @@ impl World {
                 password: password.to_owned(),
                 hold_for: Some(HOLD_FOR),
             };
-            RelayServer { url: ServerUrl::parse(&format!("turn:10.0.0.{number}")).unwrap(), mint: Arc::new(mint) }
+            RelayServer { url: ServerUrl::parse(&format!("turn:10.0.0.{number}")).unwrap(), mint: Some(Arc::new(mint)) }
         };
-        let gathering = Gathering::new((0..servers).map(server).collect(), &counters, start);
-        let servers = (0..servers).map(|_| Server::new()).collect();
-        Self { start, now: start, gathering, servers, beside: Server::new(), counters, connected: Vec::new() }
+        Self::of((0..servers).map(server).collect(), counters, start)
+    }
+
+    fn of(servers: Vec<RelayServer>, counters: Arc<RelayCounters>, start: Instant) -> Self {
+        let beside = Server::new();
+        let real = servers.iter().map(|_| Server::new()).collect();
+        let gathering = Gathering::new(servers, &counters, start);
+        Self { start, now: start, gathering, servers: real, beside, counters, connected: Vec::new() }
     }
 
     fn address(server: usize) -> SocketAddr {
@@ -390,6 +395,18 @@ fn what_is_held_is_given_back_at_the_end() {
     world.gathering.shut_down(world.now);
     world.exchange();
     assert_eq!(world.servers[0].holder, None);
+}
+
+/// A viewer's relay lets through whom the viewer was told of: behind a NAT that is not us, but where a server sees us.
+#[test]
+fn without_a_relay_of_its_own_the_camera_still_learns_where_servers_see_it() {
+    let start = Instant::now();
+    let url = ServerUrl::parse("turn:10.0.0.0").unwrap();
+    let mut world = World::of(vec![RelayServer { url, mint: None }], Arc::default(), start);
+    world.run_for(10 * MINUTE);
+    let kind = CandidateKind::ServerReflexive { base: BASE };
+    assert_eq!(world.candidates(), [Candidate { address: MAPPED, transport: Transport::Udp, kind }]);
+    assert!(world.servers[0].heard.iter().all(|method| *method == METHOD_BINDING));
 }
 
 #[test]

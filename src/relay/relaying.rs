@@ -30,7 +30,8 @@ pub type Mint = Arc<dyn Fn() -> Credentials + Send + Sync>;
 #[derive(Clone)]
 pub struct RelayServer {
     pub url: ServerUrl,
-    pub mint: Mint,
+    /// `None`: it only shows where it sees us; of a TURN server no allocation is wanted, or it is none.
+    pub mint: Option<Mint>,
 }
 
 /// What became of a packet on its way out.
@@ -93,15 +94,19 @@ impl Way {
 }
 
 impl Relaying {
-    pub(super) fn new(servers: Vec<RelayServer>, counters: Arc<RelayCounters>, now: Instant) -> Self {
-        let server = |RelayServer { url, mint }| Server { url, mint, has_complained: false };
-        Self {
-            servers: servers.into_iter().map(server).collect(),
+    /// `None`: no server is to relay.
+    pub(super) fn new(servers: Vec<RelayServer>, counters: Arc<RelayCounters>, now: Instant) -> Option<Self> {
+        let server = |RelayServer { url, mint }: RelayServer| {
+            mint.filter(|_| url.is_turn).map(|mint| Server { url, mint, has_complained: false })
+        };
+        let servers: Vec<_> = servers.into_iter().filter_map(server).collect();
+        (!servers.is_empty()).then(|| Self {
+            servers,
             state: State::Resting { until: now },
             backoff: Backoff::default(),
             former: VecDeque::new(),
             counters,
-        }
+        })
     }
 
     pub(super) fn held(&self) -> Option<Held> {

@@ -144,7 +144,7 @@ async fn connect_to(url: &ServerUrl, address: SocketAddr, tls: &Tls) -> io::Resu
     }
     let name = ServerName::try_from(url.host.clone()).map_err(io::Error::other)?;
     let config = tls.get_or_try_init(trusting).await?;
-    let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await?;
+    let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await.map_err(untrusted)?;
     Ok(Wire::Stream(Box::new(stream)))
 }
 
@@ -154,6 +154,12 @@ async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// What it takes is the same for viewers, so it is worth saying.
+fn untrusted(error: io::Error) -> io::Error {
+    let remedy = "it needs a certificate for its name, from an authority that browsers and this machine trust";
+    io::Error::new(error.kind(), format!("TLS fails ({error}); {remedy}"))
 }
 
 /// Trusts whom this machine trusts. Reads files, so elsewhere.

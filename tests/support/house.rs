@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use edgecam::core::access_unit::{AccessUnit, Bitrate};
 use edgecam::core::camera::{Demand, Rendition};
-use edgecam::core::candidate::Candidate;
+use edgecam::core::candidate::{Candidate, CandidateKind};
 use edgecam::core::counters::ViewerCounters;
 use edgecam::core::demand::StillId;
 use edgecam::core::figures::{Figures, Quality};
@@ -68,8 +68,17 @@ pub struct Seat {
     pub up: Link,
     pub replies: Vec<Reply>,
     pub bytes_down: usize,
+    /// It reaches the camera at [`relayed_address`] only, else only at its own.
+    is_relayed: bool,
     /// The viewer's machine is switched off.
     pub dead: bool,
+}
+
+impl Seat {
+    /// Where it reaches the camera.
+    fn door(&self, device_at: SocketAddr) -> SocketAddr {
+        if self.is_relayed { relayed_address() } else { device_at }
+    }
 }
 
 struct Flight {
@@ -103,6 +112,11 @@ pub fn front() -> CameraId {
 
 pub fn camera_address() -> SocketAddr {
     "192.0.2.1:8189".parse().unwrap()
+}
+
+/// The camera's address on a TURN server; answers name it once [`House::open_relay`] was called.
+pub fn relayed_address() -> SocketAddr {
+    "203.0.113.2:49160".parse().unwrap()
 }
 
 impl House {
@@ -155,8 +169,20 @@ impl House {
     }
 
     pub fn join_who(&mut self, link: LinkSettings, tells: Tells) -> usize {
+        let address = SocketAddr::from(([198, 51, 100, u8::try_from(self.viewers.len()).unwrap() + 1], 50_000));
+        self.join_at(address, false, link, tells)
+    }
+
+    /// The camera has an allocation from now on.
+    pub fn open_relay(&mut self) {
+        let kind = CandidateKind::Relayed { mapped: camera_address() };
+        let relayed = Candidate { kind, ..Candidate::host(relayed_address()) };
+        self.publisher.set_candidates(vec![Candidate::host(camera_address()), relayed]);
+    }
+
+    /// The same at this address, through the relay or not.
+    pub fn join_at(&mut self, address: SocketAddr, is_relayed: bool, link: LinkSettings, tells: Tells) -> usize {
         let seat = self.viewers.len();
-        let address = SocketAddr::from(([198, 51, 100, u8::try_from(seat).unwrap() + 1], 50_000));
         self.viewers.push(Seat {
             viewer: Viewer::new(address, tells, self.now),
             name: format!("viewer-{seat}"),
@@ -164,6 +190,7 @@ impl House {
             up: Link::new(LinkSettings { rate: None, ..link }, seat as u64 + 1001),
             replies: Vec::new(),
             bytes_down: 0,
+            is_relayed,
             dead: false,
         });
         let sdp = self.viewers[seat].viewer.offer(false, self.now);
@@ -280,12 +307,15 @@ impl House {
         let mut sent = Vec::new();
         while self.flights.peek().is_some_and(|Reverse(flight)| flight.arrives <= now) {
             let Some(Reverse(flight)) = self.flights.pop() else { break };
-            if flight.to == self.device_at {
+            let is_relayed = flight.from == relayed_address();
+            if [self.device_at, relayed_address()].contains(&flight.to) {
                 self.publisher.handle_datagram(flight.from, flight.to, Transport::Udp, &flight.data, now, &mut |out| {
                     sent.push(out)
                 });
-            } else if let Some(seat) =
-                self.viewers.iter_mut().find(|seat| !seat.dead && seat.viewer.address == flight.to)
+            } else if let Some(seat) = self
+                .viewers
+                .iter_mut()
+                .find(|seat| !seat.dead && seat.viewer.address == flight.to && seat.is_relayed == is_relayed)
             {
                 seat.viewer.handle_datagram(flight.from, &flight.data, now);
             }
@@ -359,7 +389,7 @@ impl House {
                 let seat = &mut self.viewers[at];
                 let from = seat.viewer.address;
                 if !seat.dead
-                    && to == self.device_at
+                    && to == seat.door(self.device_at)
                     && let Some(arrives) = seat.up.carry(data.len(), self.now)
                 {
                     self.fly(from, to, data, arrives);
@@ -371,8 +401,9 @@ impl House {
     fn launch(&mut self, sent: Vec<Transmit>) {
         // The kernel sends nothing from an address that is not its own.
         let device_at = self.device_at;
-        for Transmit { from, to, data, .. } in sent.into_iter().filter(|out| out.from == device_at) {
-            let Some(seat) = self.viewers.iter_mut().find(|seat| seat.viewer.address == to) else { continue };
+        for Transmit { from, to, data, .. } in sent {
+            let is_reached = |seat: &&mut Seat| seat.viewer.address == to && seat.door(device_at) == from;
+            let Some(seat) = self.viewers.iter_mut().find(is_reached) else { continue };
             seat.bytes_down += data.len();
             if let Some(arrives) = seat.down.carry(data.len(), self.now) {
                 self.fly(from, to, data.to_vec(), arrives);
