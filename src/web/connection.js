@@ -12,7 +12,7 @@
  *
  *     ended: trouble for good, a person must act        paused: out of sight for a while; goes on when shown
  *
- * Every attempt is a new session with a new number. Restoring is the same session: its ICE is restarted, at once and again and again.
+ * Every attempt is a new session with a new number. Restoring is the same session, its ICE restarted again and again.
  */
 
 /** @import { Connected, Connecting, Event, Live, Reason, Restoring, State, Step, Waiting } from './types.d.ts' */
@@ -21,9 +21,9 @@
 export const CONNECT_MS = 12_000;
 /** The device keeps a session without a way to its viewer for 30 s. */
 export const RESTORE_MS = 20_000;
-/** Between two ICE restarts; then twice that, and so on, while nothing comes of them. */
+/** Between two ICE restarts; then twice that, and so on, while nothing helps. */
 export const RESTART_GAP_MS = 1_000;
-/** A connection that stood this long was a good one: the next failure starts counting anew. */
+/** A connection that stood this long was good: failures count anew. */
 export const STOOD_MS = 5_000;
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 15_000;
@@ -56,6 +56,7 @@ export function next(state, event, now, random) {
     case 'online':
       return state.is === 'restoring' ? soon(state, now, random) : hurry(state, now);
     case 'moved':
+    case 'resumed':
       return state.is === 'live' || state.is === 'restoring' ? soon(state, now, random) : hurry(state, now);
     case 'ready':
       return state.is === 'ended' && HELD.test(state.why.code) && now - state.since >= HELD_MS ? connect(state, now) : state;

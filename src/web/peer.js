@@ -13,7 +13,7 @@ export class Peer {
   #connection = null;
   /** Held back until the offer is on its way. @type {(RTCIceCandidate | null)[] | null} */
   #held = [];
-  /** What is to be answered next, once: to what was offered before, an answer is of no use, and a broker may bring one twice. */
+  /** What is to be answered next, once: answers to earlier offers are of no use, and a broker may bring one twice. */
   #asked = '';
   #closed = false;
 
@@ -117,8 +117,8 @@ export class Peer {
         return;
       case 'stats':
         return this.#its.stats(message);
-      case 'moved':
-        return this.#tell({ type: 'moved' });
+      case 'resumed':
+        return this.#tell({ type: 'resumed' });
       case 'error':
         return this.#trouble(reasonOf(message));
       case 'bye':

@@ -9,9 +9,9 @@ import { compare, sample } from './stats.js';
 /** @import { Figures, Sample } from './stats.js' */
 
 const LOOK_MS = 1_000;
-/** No picture for this long: perhaps the link is lost, too, which browsers notice late. */
+/** No picture for this long: perhaps the link is lost, too; browsers notice late. */
 const QUIET_MS = 2_000;
-/** No picture for this long, and nobody said why: a new session may help. */
+/** The same, and nobody said why: a new session may help. */
 const STALLED_MS = 15_000;
 /** Of this page, among those that a viewer has open. */
 const MARK = Math.random().toString(36).slice(2, 8);
@@ -45,6 +45,8 @@ export class Player {
 
   /** @param {Event} event */
   tell(event) {
+    // A new link is no reason to disturb what moves.
+    if (event.type === 'resumed' && this.state.is === 'live' && !this.standing) return;
     const before = this.state;
     this.state = next(before, event, performance.now(), Math.random());
     if (this.state === before) return;

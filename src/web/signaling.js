@@ -2,7 +2,7 @@
 /**
  * The envelope over one WebSocket, shared by all tiles of the page: `{"v":1,"id","type","session",…}` with the browser's own JSON inside.
  * The socket is opened when it is needed and closed when no session is left. One that is lost is replaced by another that takes the
- * sessions over; their pictures do not come that way. For all else each tile has its own patience (`connection.js`).
+ * sessions over. For all else each tile has its own patience (`connection.js`).
  */
 
 import { delay } from './connection.js';
@@ -28,7 +28,7 @@ export function onMove(then) {
   addEventListener('online', then);
   const { connection } = /** @type {any} */ (navigator);
   let kind = connection?.type;
-  // It changes its estimates all the time; only the kind of network matters, where it is told at all.
+  // Its estimates change all the time; only the kind of network matters.
   connection?.addEventListener('change', () => {
     if (kind !== connection.type) then();
     kind = connection.type;
@@ -53,7 +53,7 @@ export class Signaling {
   #heard = 0;
 
   /**
-   * `open` and `after` stand in for the network and the clock in tests.
+   * `open` and `after` stand in for network and clock in tests.
    * @param {{ url: string, token: () => string, open?: (url: string) => WebSocket, after?: After }} its
    */
   constructor({ url, token, open = (url) => new WebSocket(url), after = byClock }) {
@@ -61,7 +61,7 @@ export class Signaling {
   }
 
   /**
-   * Opens the socket if none is open.
+   * Opens a socket if none is.
    * @returns {Promise<Welcome>} rejected with a `Reason`
    */
   welcome() {
@@ -87,7 +87,7 @@ export class Signaling {
     return id;
   }
 
-  /** Asks whether the device is still there; a socket without an answer counts as lost, since TCP may take minutes to notice. */
+  /** Asks whether the device is still there; a socket without an answer counts as lost: TCP may take minutes to notice. */
   check(moved = false) {
     const [heard, gone] = [this.#heard, this.#gone];
     if (moved && this.#socket?.readyState === 0) gone(false);
@@ -152,7 +152,7 @@ export class Signaling {
         this.#resume = message.resume ?? '';
         this.#failures = 0;
         resolve(message);
-        if (message.resumed) for (const receive of [...this.#sessions.values()]) receive({ type: 'moved' });
+        if (message.resumed) for (const receive of [...this.#sessions.values()]) receive({ type: 'resumed' });
       } else if (message?.type === 'error' && message.id === 'hello') {
         why = reasonOf(message);
         gone(true);

@@ -21,6 +21,7 @@ export type Event =
   | { type: 'play' | 'stop' | 'hidden' | 'shown' | 'online' | 'time' }
   /** Here or there the network is another than before. */
   | { type: 'moved' }
+  | { type: 'resumed' }
   /** To be played when it is seen. */
   | { type: 'later' }
   /** The camera can be played, as far as is known. */
@@ -37,7 +38,7 @@ export type Step<S extends State = State> = (state: S, now: number, random: numb
 
 export interface Message { type: string; id?: string; session?: string; [field: string]: any }
 export interface Welcome extends Message { ice_servers?: RTCIceServer[] }
-/** Gets every message of a session, `{ type: 'moved' }` when the link came back by another network, `{ type: 'closed' }` when it did not. */
+/** Gets every message of a session, `{ type: 'resumed' }` when the link came back, `{ type: 'closed' }` when it did not. */
 export type Receive = (message: Message) => void;
 /** Calls `then` after `ms`, unless what it returns is called before. */
 export type After = (ms: number, then: () => void) => () => void;

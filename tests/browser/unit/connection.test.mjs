@@ -229,7 +229,7 @@ test('delays differ by chance and stay between their limits', () => {
 
 test('in whatever order things happen, there is one session, it is never stuck, and time alone brings it on', () => {
   const random = seeded(7);
-  const events = ['play', 'stop', 'hidden', 'shown', 'online', 'time', 'answered', 'connected', 'disconnected', 'failed', 'moved', 'picture', 'stalled', 'back', 'ready', 'later'];
+  const events = ['play', 'stop', 'hidden', 'shown', 'online', 'time', 'answered', 'connected', 'disconnected', 'failed', 'moved', 'resumed', 'picture', 'stalled', 'back', 'ready', 'later'];
   const troubles = ['full', 'lost', 'unreachable', 'bad-candidate', 'no-such-camera', 'disabled'];
   for (let round = 0; round < 500; round++) {
     let state = START;

@@ -76,6 +76,6 @@ test('figures are handed on to who asked, and are no trouble where the device kn
 test('another network, here or there, is told as such', async () => {
   const { told, hear } = await open();
   await hear({ type: 'state', state: 'address-changed' });
-  await hear({ type: 'moved' });
-  assert.deepEqual(told, [{ type: 'moved' }, { type: 'moved' }]);
+  await hear({ type: 'resumed' });
+  assert.deepEqual(told, [{ type: 'moved' }, { type: 'resumed' }]);
 });

@@ -164,7 +164,7 @@ describe('a socket that is lost', () => {
     device.open();
     assert.equal(device.socket.sent[0].resume, 'secret');
     device.say({ type: 'welcome', id: 'hello', resume: 'secret', resumed: true });
-    for (const session of heard) assert.deepEqual(session, [{ type: 'moved' }]);
+    for (const session of heard) assert.deepEqual(session, [{ type: 'resumed' }]);
     assert.equal(device.sockets.length, 2);
   });
 
@@ -217,7 +217,7 @@ describe('a socket that is lost', () => {
     device.say({ type: 'welcome', id: 'hello', resume: 'secret', resumed: true });
     device.signaling.close();
     assert.equal(device.socket.code, 1000);
-    assert.deepEqual(heard, [{ type: 'moved' }, { type: 'closed' }]);
+    assert.deepEqual(heard, [{ type: 'resumed' }, { type: 'closed' }]);
     await device.welcome();
     assert.ok(!('resume' in device.socket.sent[0]));
   });
