@@ -427,7 +427,8 @@ impl Peer {
     }
 
     fn hear_loss(&mut self, now: Instant) {
-        let loss = self.outlet.loss().unwrap_or(self.fraction_lost);
+        // To wait for repeats is no help against a full queue: fewer bits are.
+        let loss = if self.outlet.is_congested() { 0.0 } else { self.outlet.loss().unwrap_or(self.fraction_lost) };
         self.playout.handle_loss(loss, self.history.round_trip(), now);
     }
 

@@ -27,6 +27,8 @@ const SETTLING: Duration = Duration::from_millis(600);
 const ENOUGH: f64 = 0.95;
 /// So far behind its pacer a viewer wakes the loop, and no sooner: some packets leave together.
 const LEAST_REST: Duration = Duration::from_millis(5);
+/// A queue on the way that a picture alone does not make.
+const LONG_QUEUE: Duration = Duration::from_millis(40);
 /// In a probe the rate is what counts.
 const LEAST_PROBE_REST: Duration = Duration::from_millis(1);
 
@@ -198,6 +200,11 @@ impl Outlet {
     /// The part of the packets that was lost lately, 0 to 1, before repeats, of a viewer that says which arrived.
     pub(super) fn loss(&self) -> Option<f32> {
         (self.congestion.basis() == Basis::Feedback).then(|| self.congestion.loss())
+    }
+
+    /// Whether what is lost now is lost because the network's queue is full: that passes with the queue.
+    pub(super) fn is_congested(&self) -> bool {
+        self.congestion.queue_delay().is_some_and(|delay| delay > LONG_QUEUE)
     }
 
     /// The estimate rests on more than loss reports.
