@@ -82,6 +82,10 @@ class Homes:
 
 def watched(verdict, homes, camera, expects, servers="", more=lambda browser: None):
     """A viewer comes. `expects` says of the viewer's pair, and of the camera's path, whether they are what the case is about."""
+    # What the loop needs for nobody: its figures are polled.
+    idle = camera.loop_seconds()
+    time.sleep(3)
+    verdict.note(loop_idle_percent=100 * (camera.loop_seconds() - idle) / 3)
     browser = Browser(homes.view, PAGE_OUTSIDE, args=TRUSTING, servers=servers)
     took = browser.pictures_after(within=25)
     began, used = time.time(), camera.loop_seconds()
