@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::camera::{self, CameraSettings, still};
 use crate::config::Config;
+use crate::core::access_unit::Bitrate;
 use crate::core::camera::{CameraState, CameraStatus, Demand, LowState, Switch};
 use crate::core::counters::{CameraCounters, LinkCounters, RelayCounters, ViewerCounters};
 use crate::core::server_url::ServerUrl;
@@ -68,7 +69,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let known_off = switching.subscribe();
     let servers = relay_servers(&config);
     let is_relayed = !servers.is_empty();
-    let (relay, newsroom, errands) = Relay::new(servers, parts.relay.clone(), now());
+    let fastest = config.cameras.iter().map(|camera| camera.encoder.max).max().unwrap_or(Bitrate::from_kbps(0));
+    let (relay, newsroom, errands) = Relay::new(servers, fastest, parts.relay.clone(), now());
     let engine = Engine {
         publisher: publisher(&config, switched_off, parts.viewers.clone())?,
         socket,

@@ -41,7 +41,7 @@ const HOMES: [(&str, &[&str]); 24] = [
     ("qrcode", &["cli/"]),
     ("quinn_udp", &["net/socket.rs"]),
     ("if_addrs", &["net/"]),
-    ("socket2", &["net/tcp.rs"]),
+    ("socket2", &["net/tcp.rs", "relay/wires.rs"]),
     ("serde_json", &["signaling/wire.rs", "cli/"]),
     ("ring", &["signaling/token.rs", "signaling/ice_servers.rs", "web/page.rs"]),
     ("axum", &["signaling/", "telemetry/", "web.rs", "web/", "http.rs"]),

@@ -6,7 +6,7 @@ mod door;
 
 use std::time::Duration;
 
-use door::{Door, Heard, Plan, answer, key, offer, silent, token};
+use door::{COMES_FROM, Door, Heard, Plan, answer, key, offer, silent, token};
 use edgecam::core::signal::{CloseReason, Notice, Reply, Signal};
 use edgecam::signaling::LinkSettings;
 use edgecam::signaling::access::Rule;
@@ -113,7 +113,7 @@ async fn a_lost_socket_is_taken_over_by_the_next_with_its_sessions_and_all_that_
 
     let mut again = Viewer::comes(&device).await;
     let second = again.introduces_itself(first["resume"].as_str()).await;
-    assert_eq!((&second["resumed"], &second["resume"]), (&json!(true), &first["resume"]));
+    assert_eq!(second["resumed"], true);
     assert_eq!(again.hears().await["state"], "camera-back");
     let description = json!({ "type": "offer", "sdp": offer() });
     again.says(json!({ "v": 1, "id": "r", "type": "restart", "session": "tile-1", "description": description })).await;
@@ -130,11 +130,12 @@ async fn a_lost_socket_is_taken_over_by_the_next_with_its_sessions_and_all_that_
 async fn a_socket_that_seems_alive_is_taken_over_too() {
     let mut device = Door::open().await;
     let mut old = Viewer::comes(&device).await;
-    let name = old.introduces_itself(None).await["resume"].clone();
+    let secret = old.introduces_itself(None).await["resume"].clone();
     old.offers("tile-1").await;
     let from = device.hears_request().await.from;
     let mut new = Viewer::comes(&device).await;
-    assert_eq!(new.introduces_itself(name.as_str()).await["resumed"], true);
+    let welcome = new.introduces_itself(secret.as_str()).await;
+    assert_eq!(welcome["resumed"], true);
     assert_eq!(old.is_closed_with().await, Some((1000, "resumed".into())));
     device.say(&from, Reply::Notice(Notice::CameraBack)).unwrap();
     assert_eq!(new.hears().await["state"], "camera-back");
@@ -143,7 +144,27 @@ async fn a_socket_that_seems_alive_is_taken_over_too() {
     // A page that gave its socket up says so, and comes back, too.
     new.closes_with(4000).await;
     let mut third = Viewer::comes(&device).await;
-    assert_eq!(third.introduces_itself(name.as_str()).await["resumed"], true);
+    assert_eq!(third.introduces_itself(welcome["resume"].as_str()).await["resumed"], true);
+}
+
+#[tokio::test]
+async fn each_welcome_brings_another_secret_and_the_one_before_opens_nothing() {
+    let mut device = Door::open().await;
+    let mut viewer = Viewer::comes(&device).await;
+    let first = viewer.introduces_itself(None).await["resume"].clone();
+    viewer.offers("tile-1").await;
+    device.hears_request().await;
+    let second = viewer.introduces_itself(None).await["resume"].clone();
+    let mut again = Viewer::comes(&device).await;
+    assert_eq!(again.introduces_itself(first.as_str()).await["resumed"], false, "a later hello made another");
+    let welcome = again.introduces_itself(second.as_str()).await;
+    assert_eq!(welcome["resumed"], true);
+    let mut thief = Viewer::comes(&device).await;
+    for old in [&first, &second] {
+        assert_eq!(thief.introduces_itself(old.as_str()).await["resumed"], false);
+    }
+    again.says(json!({ "v": 1, "type": "ping" })).await;
+    assert_eq!(again.hears().await["type"], "pong", "nothing was taken from it");
 }
 
 #[tokio::test]
@@ -166,9 +187,40 @@ async fn sessions_are_taken_over_by_those_only_who_were_told_how_and_may() {
     guesser.offers("tile-1").await;
     guesser.says(json!({ "v": 1, "type": "hello", "resume": name })).await;
     let again = guesser.hears().await;
-    assert_eq!((&again["resumed"], &again["resume"]), (&json!(false), &welcome["resume"]));
+    assert_eq!(again["resumed"], false);
     owner.says(json!({ "v": 1, "type": "ping" })).await;
     assert_eq!(owner.hears().await["type"], "pong", "nothing was taken from it");
+}
+
+#[tokio::test]
+async fn sessions_of_a_camera_are_taken_over_with_a_token_for_that_camera_only() {
+    for is_lost in [false, true] {
+        let mut device = Door::with(Plan { rule: Rule::Key(key()), ..Plan::default() }).await;
+        let mut owner = Viewer::comes(&device).await;
+        owner.says(json!({ "v": 1, "type": "hello", "token": token(None) })).await;
+        let secret = owner.hears().await["resume"].clone();
+        owner.offers("tile-1").await;
+        device.hears_request().await;
+        let mut owner = Some(owner);
+        if is_lost {
+            owner.take().unwrap().loses_its_network();
+            while device.counters.sockets_closed.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let mut viewers = Vec::new();
+        for (camera, may) in [("full", false), ("front", true)] {
+            let mut viewer = Viewer::comes(&device).await;
+            viewer.says(json!({ "v": 1, "type": "hello", "token": token(Some(camera)), "resume": secret })).await;
+            assert_eq!(viewer.hears().await["resumed"], may, "{camera}");
+            viewers.push(viewer);
+            if let Some(owner) = owner.as_mut().filter(|_| !may) {
+                owner.says(json!({ "v": 1, "type": "ping" })).await;
+                assert_eq!(owner.hears().await["type"], "pong", "nothing was taken from it");
+            }
+        }
+        assert!(device.has_heard_nothing(), "the sessions were kept for who may have them");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,6 +262,43 @@ async fn only_so_many_lost_sockets_are_waited_for() {
     stranger.introduces_itself(None).await;
     stranger.loses_its_network();
     assert!(matches!(device.hears().await, Heard::Left));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_only_refused_is_not_waited_for() {
+    let mut device = Door::open().await;
+    let mut viewer = Viewer::comes(&device).await;
+    viewer.introduces_itself(None).await;
+    let description = json!({ "type": "offer", "sdp": offer() });
+    viewer.says(json!({ "v": 1, "type": "offer", "session": "s", "camera": "full", "description": description })).await;
+    assert_eq!(viewer.hears().await["code"], "full");
+    device.hears_request().await;
+    let before = std_now();
+    viewer.loses_its_network();
+    assert!(matches!(device.hears().await, Heard::Left));
+    assert!(std_now() - before < LinkSettings::default().resume_within);
+}
+
+#[tokio::test]
+async fn one_household_has_a_share_of_those_that_are_waited_for() {
+    let mut device = Door::open().await;
+    let mut lost = 0;
+    let (one, other) = (("192.0.2.1", true), ("192.0.2.2", true));
+    let callers = [one; 8].into_iter().chain([("192.0.2.1", false), other, other]);
+    for (from, is_waited_for) in callers {
+        let mut viewer = Viewer::comes_with(&device, &[(COMES_FROM, from)]).await.unwrap();
+        viewer.introduces_itself(None).await;
+        viewer.offers("tile-1").await;
+        device.hears_request().await; // and not that the one before has left
+        viewer.loses_its_network();
+        lost += 1;
+        while device.counters.sockets_closed.get() < lost {
+            tokio::task::yield_now().await;
+        }
+        if !is_waited_for {
+            assert!(matches!(device.hears().await, Heard::Left));
+        }
+    }
 }
 
 #[tokio::test]

@@ -85,7 +85,7 @@ pub(super) struct Held {
 }
 
 impl Allocation {
-    /// Asks for one. On a stream nothing is repeated, and ChannelData is padded.
+    /// Asks for one. On a stream little is repeated, and ChannelData is padded.
     pub(super) fn ask(credentials: Credentials, is_stream: bool, now: Instant) -> Self {
         let mut new = Self {
             credentials,

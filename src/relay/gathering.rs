@@ -233,4 +233,4 @@ pub(super) fn to_server(to: SocketAddr, data: BytesMut) -> Transmit {
 
 #[cfg(test)]
 #[path = "gathering_test.rs"]
-mod tests;
+pub(super) mod tests;

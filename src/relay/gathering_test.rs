@@ -25,7 +25,7 @@ const HOLD_FOR: Duration = Duration::from_secs(24 * 3600);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A TURN server that knows the one password.
-struct Server {
+pub(in crate::relay) struct Server {
     is_up: bool,
     nonce: u32,
     /// Requests until the nonce is stale.
@@ -34,11 +34,11 @@ struct Server {
     holder: Option<String>,
     allocations: u16,
     heard: Vec<Method>,
-    data: Vec<Vec<u8>>,
+    pub(in crate::relay) data: Vec<Vec<u8>>,
 }
 
 impl Server {
-    fn new() -> Self {
+    pub(in crate::relay) fn new() -> Self {
         Self {
             is_up: true,
             nonce: 1,
@@ -54,11 +54,11 @@ impl Server {
         SocketAddr::from(([198, 51, 100, 2], 49_000 + self.allocations))
     }
 
-    fn count(&self, method: Method) -> usize {
+    pub(in crate::relay) fn count(&self, method: Method) -> usize {
         self.heard.iter().filter(|heard| **heard == method).count()
     }
 
-    fn answer(&mut self, data: &[u8]) -> Option<Vec<u8>> {
+    pub(in crate::relay) fn answer(&mut self, data: &[u8]) -> Option<Vec<u8>> {
         if !self.is_up {
             return None;
         }

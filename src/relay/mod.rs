@@ -9,6 +9,7 @@ mod binding;
 mod gathering;
 mod message;
 mod peers;
+mod queue;
 mod relaying;
 mod transactions;
 mod wires;
@@ -18,13 +19,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::gathering::{Gathering, Output, Reached, Route, Ticket, to_server};
+use self::queue::{Outlet, queue, share};
 use self::wires::{Order, Report};
+use crate::core::access_unit::Bitrate;
 use crate::core::candidate::Candidate;
 use crate::core::counters::RelayCounters;
 use crate::core::transmit::Transmit;
@@ -37,14 +39,14 @@ pub use self::relaying::{Mint, RelayServer};
 
 /// Frames from servers' connections that may wait for the loop; then the connections wait.
 const REPORTS: usize = 256;
-/// Packets that may wait for one connection: a keyframe for a few viewers. More is dropped, as by a full router.
-const PACKETS: usize = 512;
 
 /// The engine's end.
 pub struct Relay {
     gathering: Gathering,
     orders: mpsc::Sender<Order>,
-    connections: HashMap<Ticket, mpsc::Sender<Bytes>>,
+    connections: HashMap<Ticket, Outlet>,
+    /// What may wait in each for one viewer.
+    share: usize,
     counters: Arc<RelayCounters>,
 }
 
@@ -74,13 +76,18 @@ impl Errands {
 }
 
 impl Relay {
-    /// Begins at the first timeout, which is now.
-    pub fn new(servers: Vec<RelayServer>, counters: Arc<RelayCounters>, now: Instant) -> (Self, Newsroom, Errands) {
+    /// Begins at the first timeout, which is now. `fastest` is what the fastest stream may have.
+    pub fn new(
+        servers: Vec<RelayServer>,
+        fastest: Bitrate,
+        counters: Arc<RelayCounters>,
+        now: Instant,
+    ) -> (Self, Newsroom, Errands) {
         // Each server asks for one thing at a time, so this is never full.
         let (orders, ordered) = mpsc::channel(servers.len() + 1);
         let (reports, reported) = mpsc::channel(REPORTS);
         let gathering = Gathering::new(servers, &counters, now);
-        let relay = Self { gathering, orders, connections: HashMap::new(), counters };
+        let relay = Self { gathering, orders, connections: HashMap::new(), share: share(fastest), counters };
         (relay, Newsroom(reported), Errands { orders: ordered, reports })
     }
 
@@ -121,10 +128,13 @@ impl Relay {
 
     /// What the media socket is to send for this: itself, or its envelope; `None` when it goes, or fails to go, another way.
     pub fn route(&mut self, transmit: Transmit, now: Instant) -> Option<Transmit> {
+        /// RFC 7983, section 7: STUN begins with 0 to 3.
+        const STUN: std::ops::RangeInclusive<u8> = 0..=3;
+        let (peer, is_check) = (transmit.to, transmit.data.first().is_some_and(|first| STUN.contains(first)));
         match self.gathering.route(transmit, now) {
             Route::Media(transmit) => Some(transmit),
             Route::Own(ticket, data) => {
-                self.write(ticket, data.freeze());
+                self.write(ticket, |connection| connection.send(peer, data.freeze(), is_check));
                 None
             }
             Route::Nowhere => None,
@@ -149,12 +159,12 @@ impl Relay {
         while let Some(output) = self.gathering.poll_output() {
             match output {
                 Output::Datagram { to, data } => return Some(to_server(to, data.as_ref().into())),
-                Output::Write { ticket, data } => self.write(ticket, data),
+                Output::Write { ticket, data } => self.write(ticket, |connection| connection.request(data)),
                 Output::Reach { ticket, url, how } => {
-                    let (connection, packets) = mpsc::channel(PACKETS);
+                    let (connection, waiting) = queue(self.share);
                     self.connections.insert(ticket, connection);
                     // Closed only when the house goes down.
-                    let _ = self.orders.try_send(Order { ticket, url, how, packets });
+                    let _ = self.orders.try_send(Order { ticket, url, how, waiting });
                 }
                 Output::Leave { ticket } => drop(self.connections.remove(&ticket)),
             }
@@ -168,10 +178,13 @@ impl Relay {
         self.gathering.shut_down(now);
     }
 
-    fn write(&mut self, ticket: Ticket, data: Bytes) {
-        let written = self.connections.get(&ticket).map(|connection| connection.try_send(data));
-        if !matches!(written, Some(Ok(()))) {
+    fn write(&self, ticket: Ticket, write: impl FnOnce(&Outlet) -> bool) {
+        if !self.connections.get(&ticket).is_some_and(write) {
             self.counters.packets_dropped.add(1);
         }
     }
 }
+
+#[cfg(test)]
+#[path = "relay_test.rs"]
+mod tests;

@@ -17,14 +17,16 @@ const WAITS: [Duration; 6] = [
     Duration::from_secs(1),
     Duration::from_secs(1),
 ];
-/// A stream repeats by itself.
-const STREAM_WAITS: [Duration; 1] = [Duration::from_secs(5)];
+/// A stream repeats by itself, but what was written to it may stand still for a while.
+const STREAM_WAITS: [Duration; 2] = [Duration::from_secs(5); 2];
+/// An allocation that is asked for twice is refused, if the first request did arrive (RFC 8656, section 7.2).
+const STREAM_WAITS_ONCE: [Duration; 1] = [Duration::from_secs(5)];
 /// How often the same thing is asked with another nonce.
 const ROUNDS: u8 = 3;
 
 pub(super) struct Transactions {
     open: Vec<Open>,
-    waits: &'static [Duration],
+    is_stream: bool,
 }
 
 struct Open {
@@ -32,6 +34,7 @@ struct Open {
     ask: Ask,
     round: u8,
     raw: Bytes,
+    waits: &'static [Duration],
     sendings: usize,
     due: Instant,
 }
@@ -44,7 +47,7 @@ pub(super) struct Answered {
 
 impl Transactions {
     pub(super) fn new(is_stream: bool) -> Self {
-        Self { open: Vec::new(), waits: if is_stream { &STREAM_WAITS } else { &WAITS } }
+        Self { open: Vec::new(), is_stream }
     }
 
     /// The request to send; `None` when it cannot be put into words.
@@ -62,7 +65,12 @@ impl Transactions {
 
     fn begin_round(&mut self, ask: Ask, round: u8, signing: Option<&Signing>, now: Instant) -> Option<Bytes> {
         let (id, raw) = request(ask, signing)?;
-        self.open.push(Open { id, ask, round, raw: raw.clone(), sendings: 1, due: now + self.waits[0] });
+        let waits: &[Duration] = match ask {
+            _ if !self.is_stream => &WAITS,
+            Ask::Allocate => &STREAM_WAITS_ONCE,
+            _ => &STREAM_WAITS,
+        };
+        self.open.push(Open { id, ask, round, raw: raw.clone(), waits, sendings: 1, due: now + waits[0] });
         Some(raw)
     }
 
@@ -80,12 +88,11 @@ impl Transactions {
     /// What is to be sent again, and what is given up.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> (Vec<Bytes>, Vec<Ask>) {
         let (mut repeats, mut given_up) = (Vec::new(), Vec::new());
-        let waits = self.waits;
         self.open.retain_mut(|open| {
             if open.due > now {
                 return true;
             }
-            match waits.get(open.sendings) {
+            match open.waits.get(open.sendings) {
                 Some(wait) => {
                     repeats.push(open.raw.clone());
                     open.sendings += 1;
@@ -130,12 +137,18 @@ mod tests {
     }
 
     #[test]
-    fn on_a_stream_nothing_is_repeated() {
+    fn on_a_stream_an_allocation_is_asked_for_once_and_all_else_twice() {
         let start = Instant::now();
         let mut transactions = Transactions::new(true);
         transactions.begin(Ask::Allocate, None, start);
         let (repeats, given_up) = transactions.handle_timeout(transactions.poll_timeout().unwrap());
         assert_eq!((repeats.len(), given_up), (0, vec![Ask::Allocate]));
+        let refresh = Ask::Refresh { lifetime: None };
+        let first = transactions.begin(refresh, None, start).unwrap();
+        let (repeats, given_up) = transactions.handle_timeout(transactions.poll_timeout().unwrap());
+        assert_eq!((repeats, given_up), (vec![first], vec![]));
+        let (repeats, given_up) = transactions.handle_timeout(transactions.poll_timeout().unwrap());
+        assert_eq!((repeats.len(), given_up), (0, vec![refresh]));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What the loop must not wait for: looking names up, and connections to TURN servers over TCP, TLS, or a UDP socket of their own.
-//! Each is a task with two bounded queues.
+//! Each is a task between two bounded queues.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,8 +9,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket, lookup_host};
+use tokio::net::{TcpStream, UdpSocket, lookup_host};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -20,16 +21,18 @@ use tracing::debug;
 
 use super::gathering::{How, Reached, Ticket};
 use super::message::frame_length;
+use super::queue::Waiting;
 use crate::core::server_url::{ServerTransport, ServerUrl};
 
 /// For a name, and for each address and step of a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For what is left to say when a connection is not needed any more.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// What may wait in the kernel: more would only be older when it arrives.
-const SEND_BUFFER: u32 = 128 << 10;
-/// Written at once.
-const PACKETS_AT_ONCE: usize = 32;
+/// Beyond what it is sending, the kernel takes no more than this from us: what waits there can neither be dropped nor
+/// overtaken (tcp(7)).
+const LEAST_UNSENT: u32 = 16 << 10;
+/// Written at once, in bytes.
+const WRITE: usize = 16 << 10;
 const READ: usize = 64 << 10;
 
 /// A name to look up, or a connection to make.
@@ -38,7 +41,7 @@ pub(super) struct Order {
     pub(super) url: ServerUrl,
     pub(super) how: How,
     /// What is to be written; the connection ends with it.
-    pub(super) packets: mpsc::Receiver<Bytes>,
+    pub(super) waiting: Waiting,
 }
 
 /// What becomes of orders.
@@ -77,14 +80,14 @@ pub(super) async fn run(
 type Tls = OnceCell<Arc<ClientConfig>>;
 
 async fn carry_out(order: Order, reports: &mpsc::Sender<Report>, tls: &Tls) {
-    let Order { ticket, url, how, packets } = order;
+    let Order { ticket, url, how, waiting } = order;
     let outcome = match how {
         How::Resolve => resolve(&url).await.map(Reached::Addresses),
         How::Connect => match connect(&url, tls).await {
             Ok(wire) => {
                 // Nobody listens any more when the house goes down.
                 let _ = reports.send(Report::Reached(ticket, Reached::Connected)).await;
-                let why = match wire.carry(ticket, packets, reports).await {
+                let why = match wire.carry(ticket, &waiting, reports).await {
                     Ok(()) => "the server ended the connection".to_owned(),
                     Err(error) => error.to_string(),
                 };
@@ -149,10 +152,9 @@ async fn connect_to(url: &ServerUrl, address: SocketAddr, tls: &Tls) -> io::Resu
 }
 
 async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_send_buffer_size(SEND_BUFFER)?;
-    let stream = socket.connect(address).await?;
+    let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_notsent_lowat(LEAST_UNSENT)?;
     Ok(stream)
 }
 
@@ -176,19 +178,14 @@ async fn trusting() -> io::Result<Arc<ClientConfig>> {
 
 impl Wire {
     /// Until either end has had enough.
-    async fn carry(
-        self,
-        ticket: Ticket,
-        mut packets: mpsc::Receiver<Bytes>,
-        reports: &mpsc::Sender<Report>,
-    ) -> io::Result<()> {
+    async fn carry(self, ticket: Ticket, waiting: &Waiting, reports: &mpsc::Sender<Report>) -> io::Result<()> {
         match self {
-            Self::Datagrams(socket) => carry_datagrams(&socket, ticket, &mut packets, reports).await,
+            Self::Datagrams(socket) => carry_datagrams(&socket, ticket, waiting, reports).await,
             Self::Stream(stream) => {
                 let (reader, mut writer) = tokio::io::split(stream);
                 tokio::select! {
                     outcome = read_frames(reader, ticket, reports) => outcome,
-                    outcome = write_packets(&mut writer, &mut packets) => {
+                    outcome = write_on(&mut writer, waiting) => {
                         outcome?;
                         let _ = timeout(FAREWELL, writer.shutdown()).await;
                         Ok(())
@@ -202,15 +199,19 @@ impl Wire {
 async fn carry_datagrams(
     socket: &UdpSocket,
     ticket: Ticket,
-    packets: &mut mpsc::Receiver<Bytes>,
+    waiting: &Waiting,
     reports: &mpsc::Sender<Report>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; READ];
     loop {
         tokio::select! {
-            packet = packets.recv() => {
-                let Some(packet) = packet else { return Ok(()) };
-                socket.send(&packet).await?;
+            next = waiting.next(WRITE) => {
+                if next.is_empty() {
+                    return Ok(());
+                }
+                for packet in next {
+                    socket.send(&packet).await?;
+                }
             }
             received = socket.recv(&mut buffer) => {
                 let frame = Bytes::copy_from_slice(&buffer[..received?]);
@@ -247,17 +248,16 @@ async fn read_frames(
     Ok(())
 }
 
-/// Until there are no more.
-async fn write_packets(writer: &mut (impl AsyncWrite + Unpin), packets: &mut mpsc::Receiver<Bytes>) -> io::Result<()> {
-    let mut some = Vec::with_capacity(PACKETS_AT_ONCE);
-    let mut bytes = Vec::new();
-    while packets.recv_many(&mut some, PACKETS_AT_ONCE).await > 0 {
-        bytes.clear();
-        some.drain(..).for_each(|packet| bytes.extend_from_slice(&packet));
-        writer.write_all(&bytes).await?;
+/// Until there will be no more.
+async fn write_on(writer: &mut (impl AsyncWrite + Unpin), waiting: &Waiting) -> io::Result<()> {
+    loop {
+        let next = waiting.next(WRITE).await.concat();
+        if next.is_empty() {
+            return Ok(());
+        }
+        writer.write_all(&next).await?;
         writer.flush().await?;
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -98,9 +98,11 @@ pub struct LinkSettings {
     pub ping_interval: Duration,
     /// A socket from which nothing came for so long is closed.
     pub idle_timeout: Duration,
-    /// How long the sessions of a lost socket wait for another to take them over, and how many sockets' sessions may wait at one time.
+    /// How long the sessions of a lost socket wait for another to take them over, how many sockets' sessions may wait at one time, and
+    /// how many of one household.
     pub resume_within: Duration,
     pub max_lost_sockets: usize,
+    pub max_lost_per_address: usize,
     /// Messages a second on one socket, and how many may come at once: a page that opens eight pictures sends about a hundred.
     pub messages_per_s: u32,
     pub message_burst: u32,
@@ -121,6 +123,7 @@ impl Default for LinkSettings {
             idle_timeout: Duration::from_secs(45),
             resume_within: Duration::from_secs(10),
             max_lost_sockets: 64,
+            max_lost_per_address: 8,
             messages_per_s: 20,
             message_burst: 128,
             body_timeout: Duration::from_secs(10),

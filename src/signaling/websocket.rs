@@ -12,16 +12,17 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::get;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::access::Denied;
 use super::problem::Problem;
-use super::resume::{Ends, Resumable, Successor};
+use super::resume::{Client, Entry, Resumable, Successor};
 use super::token::Grant;
 use super::wire::{self, Fault, Incoming, Outgoing, Resume, Said, Token, Welcome};
 use super::{Inbound, LinkSettings, Links, clock, rim, unguessable_name};
 use crate::core::pace::{Pace, Rate};
+use crate::core::places::{PlaceLimits, Places};
 use crate::core::signal::{
     Address, CameraId, ClientId, Correlation, LinkId, RejectReason, Reply, Request, Response, Signal,
 };
@@ -42,7 +43,12 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const BACK_SOON: u16 = 4000;
 
 pub(super) fn router(links: Arc<Links>) -> Router {
-    let lost = Semaphore::new(links.settings.max_lost_sockets);
+    let limits = PlaceLimits {
+        all: links.settings.max_lost_sockets,
+        per_address: links.settings.max_lost_per_address,
+        counts_loopback: false, // a proxy on this machine speaks for everybody
+    };
+    let lost = Places::new(limits, Arc::new(|_| {}));
     let sockets = Sockets { links, resumable: Resumable::default(), lost };
     Router::new().route("/ws", get(open)).with_state(Arc::new(sockets))
 }
@@ -52,7 +58,7 @@ struct Sockets {
     links: Arc<Links>,
     resumable: Resumable,
     /// Places for those that wait for the next socket.
-    lost: Semaphore,
+    lost: Places,
 }
 
 async fn open(
@@ -94,12 +100,9 @@ struct Conversation {
     sockets: Arc<Sockets>,
     links: Arc<Links>,
     caller: IpAddr,
-    client: ClientId,
-    ends: Ends,
-    /// Calls when another socket takes over. Only who said hello was told how.
-    successor: Option<oneshot::Receiver<Successor>>,
-    /// There may be sessions.
-    has_offered: bool,
+    client: Client,
+    /// Calls when another socket wants to take over. Only who said hello was told how.
+    entry: Option<Entry>,
     grant: Option<Grant>,
     /// The camera named in `hello`.
     camera: Option<CameraId>,
@@ -113,7 +116,7 @@ enum End {
     /// It broke, or its other side will come back with another.
     Lost,
     /// Another has taken over.
-    Resumed(Successor),
+    Resumed,
     Closed {
         code: u16,
         reason: &'static str,
@@ -125,16 +128,14 @@ enum End {
 impl Conversation {
     fn new(sockets: Arc<Sockets>, caller: IpAddr) -> Self {
         let links = Arc::clone(&sockets.links);
-        let (outbox, responses) = mpsc::channel(OUTBOX);
+        let id = ClientId { link: LinkId::WebSocket, name: unguessable_name().into() };
         let grant = (!links.access.needs_token()).then(Grant::everything);
         Self {
             sockets,
             links,
             caller,
-            client: ClientId { link: LinkId::WebSocket, name: unguessable_name().into() },
-            ends: Ends { outbox, responses },
-            successor: None,
-            has_offered: false,
+            client: Client::new(id, OUTBOX),
+            entry: None,
             grant,
             camera: None,
             pace: Pace::new(clock()),
@@ -147,10 +148,7 @@ impl Conversation {
         // The sessions come first: their places are free, or theirs again, while the socket says goodbye.
         match end {
             End::Lost => return Some(self),
-            End::Resumed(successor) => {
-                self.hand_over(successor).await;
-                close(socket, close_code::NORMAL, "resumed").await;
-            }
+            End::Resumed => close(socket, close_code::NORMAL, "resumed").await,
             End::Left => self.leave().await,
             End::Closed { code, reason } => {
                 self.leave().await;
@@ -169,32 +167,45 @@ impl Conversation {
 
     /// A viewer who changes networks needs a moment: its sessions go on, for the next socket to take them over.
     async fn wait_for_successor(mut self) {
-        let sockets = Arc::clone(&self.sockets);
-        if self.has_offered
-            && self.successor.is_some()
-            && let Ok(_place) = sockets.lost.try_acquire()
+        if self.client.is_answered
+            && self.entry.is_some()
+            && let Some(_place) = self.sockets.lost.take(self.caller)
         {
-            tokio::select! {
-                successor = called(&mut self.successor) => return self.hand_over(successor).await,
-                () = sleep(self.links.settings.resume_within) => {}
-                () = self.links.stopping.cancelled() => {}
+            let long_enough = sleep(self.links.settings.resume_within);
+            tokio::pin!(long_enough);
+            loop {
+                tokio::select! {
+                    successor = called(&mut self.entry) => {
+                        if let Err(End::Resumed) = self.hand_over(successor) {
+                            return;
+                        }
+                    }
+                    () = &mut long_enough => break,
+                    () = self.links.stopping.cancelled() => break,
+                }
             }
         }
         self.leave().await;
     }
 
-    async fn hand_over(mut self, successor: Successor) {
-        let (outbox, responses) = mpsc::channel(1);
-        let ends = std::mem::replace(&mut self.ends, Ends { outbox, responses });
-        if successor.send(ends).is_err() {
-            self.leave().await; // it has gone on without us
+    /// Goes on where the other may not, or does not any more, take over.
+    fn hand_over(&mut self, successor: Successor) -> Result<(), End> {
+        let nobody = Client::new(self.client.id.clone(), 1);
+        match successor.take(std::mem::replace(&mut self.client, nobody)) {
+            Ok(()) => {
+                self.entry = None;
+                Err(End::Resumed)
+            }
+            Err(client) => {
+                self.client = client;
+                Ok(())
+            }
         }
     }
 
     /// The wait is for room in the channel.
     async fn leave(self) {
-        self.sockets.resumable.leave(&self.client.name);
-        let _gone = self.links.engine.send(Inbound::Left { client: self.client }).await;
+        let _gone = self.links.engine.send(Inbound::Left { client: self.client.id }).await;
     }
 
     async fn talk(&mut self, socket: &mut WebSocket, token: Option<String>) -> Result<Infallible, End> {
@@ -206,8 +217,9 @@ impl Conversation {
             tokio::select! {
                 biased;
                 () = self.links.stopping.cancelled() => return Err(self.last_words(socket).await),
-                successor = called(&mut self.successor) => return Err(End::Resumed(successor)),
-                Some(response) = self.ends.responses.recv() => {
+                successor = called(&mut self.entry) => self.hand_over(successor)?,
+                Some(response) = self.client.responses.recv() => {
+                    self.client.is_answered |= matches!(response.reply, Reply::Answer { .. });
                     send(socket, &Outgoing::Response(&response)).await?;
                 }
                 received = socket.recv() => {
@@ -266,7 +278,9 @@ impl Conversation {
             (Said::Offer { session, camera, sdp, quality, token: _ }, Some(grant)) => {
                 match self.camera_for(camera, grant) {
                     Ok(camera) => {
-                        self.has_offered = true;
+                        if self.links.camera(&camera).is_some() {
+                            self.client.cameras.insert(camera.clone());
+                        }
                         (session, Signal::Offer { camera, sdp, quality })
                     }
                     Err(denied) => {
@@ -276,7 +290,7 @@ impl Conversation {
                 }
             }
         };
-        let from = Address { client: self.client.clone(), session };
+        let from = Address { client: self.client.id.clone(), session };
         self.submit(Request { from, id, signal }, socket).await
     }
 
@@ -291,26 +305,20 @@ impl Conversation {
         self.introduce(token.as_ref().map(|token| token.0.as_str()), &id)?;
         self.camera = camera.or(self.camera.take());
         let resumed = match resume {
-            Some(Token(name)) => self.resume(&name).await,
+            Some(Token(secret)) => self.resume(&secret).await,
             None => false,
         };
-        if self.successor.is_none() {
-            self.successor = Some(self.sockets.resumable.enter(Arc::clone(&self.client.name)));
-        }
-        send(socket, &Outgoing::Welcome { id, welcome: &self.welcome(resumed) }).await
+        let entry = self.entry.insert(self.sockets.resumable.enter());
+        let resume = Some(Resume { name: Token(entry.secret.to_string()), resumed });
+        send(socket, &Outgoing::Welcome { id, welcome: &self.welcome(resume) }).await
     }
 
-    /// Becomes the client of this name. Who has sessions already stays who it is.
-    async fn resume(&mut self, name: &str) -> bool {
-        if self.has_offered || *self.client.name == *name {
-            return false;
-        }
-        let Some(ends) = self.sockets.resumable.take_over(name).await else { return false };
-        self.sockets.resumable.leave(&self.client.name);
-        self.client.name = name.into();
-        self.ends = ends;
-        self.successor = None;
-        self.has_offered = true;
+    /// Becomes the client with this secret. Who may have sessions already stays who it is.
+    async fn resume(&mut self, secret: &str) -> bool {
+        self.entry = None;
+        let Some(grant) = self.grant.clone().filter(|_| self.client.cameras.is_empty()) else { return false };
+        let Some(client) = self.sockets.resumable.take_over(secret, grant).await else { return false };
+        self.client = client;
         true
     }
 
@@ -320,7 +328,7 @@ impl Conversation {
 
     async fn submit(&self, request: Request, socket: &mut WebSocket) -> Result<(), End> {
         let (to, id) = (request.from.clone(), request.id.clone());
-        match self.links.submit(request, self.ends.outbox.clone()).await {
+        match self.links.submit(request, self.client.outbox.clone()).await {
             Ok(()) => Ok(()),
             Err(reason) => {
                 let response = Response { to, id, reply: Reply::Rejected(reason) };
@@ -339,9 +347,8 @@ impl Conversation {
         Ok(())
     }
 
-    fn welcome(&self, resumed: bool) -> Welcome {
+    fn welcome(&self, resume: Option<Resume>) -> Welcome {
         let idle_ms = Some(self.links.settings.idle_timeout.as_millis());
-        let resume = Some(Resume { name: Token(self.client.name.to_string()), resumed });
         Welcome { idle_ms, resume, ..self.links.welcome(self.grant.as_ref()) }
     }
 
@@ -364,9 +371,9 @@ impl Conversation {
     /// The engine says bye to every session and lets go of the outbox; that is passed on before the socket closes.
     async fn last_words(&mut self, socket: &mut WebSocket) -> End {
         let (unused, _) = mpsc::channel(1);
-        drop(std::mem::replace(&mut self.ends.outbox, unused));
+        drop(std::mem::replace(&mut self.client.outbox, unused));
         let forward = async {
-            while let Some(response) = self.ends.responses.recv().await {
+            while let Some(response) = self.client.responses.recv().await {
                 send(socket, &Outgoing::Response(&response)).await?;
             }
             Ok::<_, End>(())
@@ -421,15 +428,12 @@ async fn send(socket: &mut WebSocket, outgoing: &Outgoing<'_>) -> Result<(), End
     socket.send(Message::Text(wire::encode(outgoing).into())).await.map_err(|_| End::Lost)
 }
 
-/// The next one who takes over, if ever.
-async fn called(successor: &mut Option<oneshot::Receiver<Successor>>) -> Successor {
-    if let Some(calls) = successor {
-        if let Ok(successor) = calls.await {
-            return successor;
-        }
-        *successor = None;
+/// The next one who wants to take over, if ever.
+async fn called(entry: &mut Option<Entry>) -> Successor {
+    match entry {
+        Some(entry) => entry.called().await,
+        None => pending().await,
     }
-    pending().await
 }
 
 async fn close(mut socket: WebSocket, code: u16, reason: &'static str) {

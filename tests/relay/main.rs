@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use edgecam::core::access_unit::Bitrate;
 use edgecam::core::counters::RelayCounters;
 use edgecam::core::server_url::ServerUrl;
 use edgecam::relay::{Credentials, Relay, RelayServer};
@@ -151,7 +152,8 @@ async fn fresh_credentials_are_in_use_before_the_old_ones_end() {
 async fn relay_until(server: RelayServer, is_enough: impl Fn(&RelayCounters) -> bool) -> Arc<RelayCounters> {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let counters = Arc::<RelayCounters>::default();
-    let (mut relay, mut newsroom, errands) = Relay::new(vec![server], Arc::clone(&counters), Instant::now());
+    let (mut relay, mut newsroom, errands) =
+        Relay::new(vec![server], Bitrate::from_kbps(2500), Arc::clone(&counters), Instant::now());
     let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(errands.run(tasks.clone(), stopping.clone()));
     let mut buffer = [0; 2048];

@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::extract::{ConnectInfo, Request as HttpRequest};
+use axum::middleware::map_request;
 use bytes::Bytes;
 use edgecam::core::access_unit::{AccessUnit, Bitrate};
 use edgecam::core::camera::{CameraState, CameraStatus, LowState, Rendition, Stream, Switch};
@@ -62,6 +64,9 @@ pub fn token_to(permission: Permission, camera: Option<&str>) -> String {
     let grant = Grant { camera, permissions: vec![permission], subject: Some("a test".into()) };
     mint(&key(), "frontdoor", &grant, Some(Duration::from_secs(3600)), std::time::SystemTime::now())
 }
+
+/// A header that no true listener knows.
+pub const COMES_FROM: &str = "x-test-comes-from";
 
 /// What the engine replies to a request; nothing where the true one would say nothing.
 pub type Script = fn(&Signal) -> Option<Reply>;
@@ -192,7 +197,7 @@ impl Door {
         tasks.spawn(run_engine(inbox, plan.script, switched_off, Arc::clone(&outboxes), telling));
         tasks.spawn(http::serve(
             listener,
-            router(Arc::new(links)),
+            router(Arc::new(links)).layer(map_request(come_from)),
             plan.http,
             counters.clone(),
             tasks.clone(),
@@ -260,6 +265,15 @@ impl Door {
         ))
         .await
     }
+}
+
+/// Callers on this machine may say where else they are.
+async fn come_from(mut request: HttpRequest) -> HttpRequest {
+    if let Some(address) = request.headers().get(COMES_FROM) {
+        let address: IpAddr = address.to_str().unwrap().parse().unwrap();
+        request.extensions_mut().insert(ConnectInfo(address));
+    }
+    request
 }
 
 async fn run_engine(
