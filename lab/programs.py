@@ -90,6 +90,11 @@ level = "{level}"
         fields = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def encoders(self):
+        """How many graphs with an encoder are open: each has a thread that looks after it."""
+        names = (task / "comm" for task in Path(f"/proc/{self.process.pid}/task").iterdir())
+        return sum(name.read_text().startswith("camera") for name in names)
+
     def doctor(self, *checks):
         """The lines of `edgecam doctor` about these things: (verdict, words)."""
         command = ["ip", "netns", "exec", self.namespace.name, EDGECAM, "doctor", "--json", "--config", self.config]
@@ -101,7 +106,7 @@ level = "{level}"
     def poll(self):
         while not self.stopping.wait(1.0 - time.time() % 1.0):
             try:
-                row = {"t": time.time(), "camera": self.camera(), "sessions": self.sessions()}
+                row = {"t": time.time(), "camera": self.camera(), "sessions": self.sessions(), "encoders": self.encoders()}
             except (OSError, ValueError, KeyError):
                 continue
             self.figures.write(json.dumps(row) + "\n")

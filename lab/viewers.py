@@ -43,7 +43,7 @@ def four_viewers(world, verdict):
     early, late = age(seen, end - 25, end - 15), age(seen, end - 10, end)
     growth = late - early if early is not None and late is not None else None
     verdict.bar("its pictures' age grows in 20 s by", growth, 100, "ms")
-    verdict.bar("encoders", max((encoders(row["camera"]) for row in figures), default=None), 2)
+    verdict.bar("encoders", max((row["encoders"] for row in figures), default=None), 2)
     verdict.note(
         slow_kbps=carried["slow"].kbps(end - 25, end),
         slow_queue_p95_ms=carried["slow"].queue_ms(end - 25, end, 0.95),
@@ -63,9 +63,3 @@ def four_viewers(world, verdict):
 
 def age(seen, start, end):
     return percentile([row["age"] for row in seen.frames if "age" in row and start <= row["t"] < end], 0.5)
-
-
-def encoders(camera):
-    """How many are open, as /api/cameras tells."""
-    low = camera.get("low") or {}
-    return 1 + ((low.get("state") if isinstance(low, dict) else low) == "open")
