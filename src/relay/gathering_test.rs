@@ -410,6 +410,24 @@ fn without_a_relay_of_its_own_the_camera_still_learns_where_servers_see_it() {
 }
 
 #[test]
+fn an_address_that_is_gone_is_remembered_for_a_minute() {
+    let mut world = World::new(1, "south");
+    world.run_for(MINUTE);
+    let relayed = world.relayed().unwrap();
+    world.servers[0].is_up = false;
+    world.run_for(Duration::from_secs(25));
+    let is_remembered = |world: &mut World| {
+        let transmit = Transmit { from: relayed, to: VIEWER, transport: Transport::Udp, data: b"late"[..].into() };
+        matches!(world.gathering.route(transmit, world.now), Route::Nowhere)
+    };
+    assert!(is_remembered(&mut world));
+    world.run_for(Duration::from_secs(30));
+    assert!(is_remembered(&mut world));
+    world.run_for(Duration::from_secs(30));
+    assert!(!is_remembered(&mut world));
+}
+
+#[test]
 fn without_servers_there_is_no_timer() {
     assert_eq!(World::new(0, "south").gathering.poll_timeout(), None);
 }

@@ -22,6 +22,7 @@ const PROVEN: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(60);
 /// Relayed addresses of before: peers' connections send from them until they notice, which is up to half a minute.
 const FORMER: usize = 32;
+const FORMER_FOR: Duration = Duration::from_secs(60);
 
 /// Makes credentials for an allocation that is made now.
 pub type Mint = Arc<dyn Fn() -> Credentials + Send + Sync>;
@@ -48,7 +49,8 @@ pub(super) struct Relaying {
     servers: Vec<Server>,
     state: State,
     backoff: Backoff,
-    former: VecDeque<SocketAddr>,
+    /// With the time they are forgotten at, the next one first. Empty as a rule, since every packet is compared with them.
+    former: VecDeque<(SocketAddr, Instant)>,
     counters: Arc<RelayCounters>,
 }
 
@@ -147,7 +149,7 @@ impl Relaying {
             info!(server = %server.url, "the TURN server relays for us");
             debug!(?held, "relayed");
             self.counters.allocations.add(1);
-            self.former.retain(|former| *former != held.relayed);
+            self.former.retain(|(former, _)| *former != held.relayed);
         }
         self.look(out, now);
         None
@@ -189,7 +191,7 @@ impl Relaying {
                     Way::Own(ticket) => Carried::ByOwn(ticket, wrapped),
                 })
             }
-            _ if self.former.contains(&from) => None,
+            _ if self.former.iter().any(|(former, until)| *former == from && now < *until) => None,
             _ => return Carried::NotRelayed,
         };
         let counters = &self.counters;
@@ -202,6 +204,9 @@ impl Relaying {
     }
 
     pub(super) fn handle_timeout(&mut self, out: &mut Outputs, now: Instant) {
+        while self.former.front().is_some_and(|(_, until)| *until <= now) {
+            self.former.pop_front();
+        }
         match &mut self.state {
             State::Resting { until } if *until <= now => self.reach(0, out),
             State::Resting { .. } | State::Reaching { .. } => {}
@@ -325,7 +330,7 @@ impl Relaying {
         let State::Open(open) = &mut self.state else { return };
         open.allocation.give_back(now);
         open.flush(out);
-        self.former.extend(open.held_since.map(|(_, relayed)| relayed));
+        self.former.extend(open.held_since.map(|(_, relayed)| (relayed, now + FORMER_FOR)));
         if self.former.len() > FORMER {
             self.former.pop_front();
         }
