@@ -23,7 +23,11 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use crate::core::counters::LinkCounters;
+use crate::core::pace::{Pace, Rate};
 use crate::core::places::{Place, PlaceLimits, Places, household};
+
+/// What keeps us from taking connections does so ten times a second.
+const WARNINGS: Rate = Rate::new(Duration::from_secs(60), 1);
 
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
@@ -88,6 +92,7 @@ pub async fn serve(
     let level = Arc::clone(&counters);
     let places = Places::new(limits, Arc::new(move |taken| level.connections.set(taken as u64)));
     let router = router.layer(DefaultBodyLimit::max(settings.max_body));
+    let mut warnings = Pace::new(clock());
     loop {
         let accepted = tokio::select! {
             biased;
@@ -97,7 +102,11 @@ pub async fn serve(
         let (stream, caller) = match accepted {
             Ok((stream, address)) => (stream, household(address.ip())),
             Err(error) => {
-                warn!(%error, "cannot take a connection");
+                let now = clock();
+                if warnings.wait(WARNINGS, now).is_zero() {
+                    warnings.count(WARNINGS, now);
+                    warn!(%error, "cannot take a connection");
+                }
                 sleep(Duration::from_millis(100)).await; // out of file descriptors, most likely: let some be closed
                 continue;
             }
@@ -111,6 +120,11 @@ pub async fn serve(
             Connection { stream, _place: place, stalled: None, settings: settings.clone(), counters: counters.clone() };
         tasks.spawn(serve_connection(connection, caller, router.clone(), stopping.clone()));
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the listener is an edge: warnings are counted when they come")]
+fn clock() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 async fn serve_connection(connection: Connection, caller: IpAddr, router: Router, stopping: CancellationToken) {

@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use super::framing::{Frames, framed_len, put};
 use crate::core::access_unit::Bitrate;
 use crate::core::counters::ViewerCounters;
+use crate::core::pace::{Pace, Rate};
 use crate::core::places::{Place, PlaceLimits, Places, household};
 
 /// A browser opens one for each pair of its networks and our addresses, and as many again when it restarts ICE; one
@@ -45,6 +46,8 @@ const ROOM_FOR_CHECKS: usize = 4 << 10;
 /// From so much on the engine writes itself: the connection's task gets its turn only after a whole picture, which may be more
 /// than the backlog.
 const WRITE_AT: usize = 16 << 10;
+/// What keeps us from taking connections does so ten times a second.
+const WARNINGS: Rate = Rate::new(Duration::from_secs(60), 1);
 /// Frames that may wait for the engine; then connections are read no further.
 pub const ARRIVALS: usize = 256;
 
@@ -108,6 +111,7 @@ impl Listener {
     ) {
         let level = Arc::clone(&counters);
         let places = Places::new(PLACES, Arc::new(move |taken| level.tcp.connections.set(taken as u64)));
+        let mut warnings = Pace::new(clock());
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -117,7 +121,11 @@ impl Listener {
             let (stream, from) = match accepted {
                 Ok((stream, from)) => (stream, canonical(from)),
                 Err(error) => {
-                    warn!(%error, "cannot take a connection for media");
+                    let now = clock();
+                    if warnings.wait(WARNINGS, now).is_zero() {
+                        warnings.count(WARNINGS, now);
+                        warn!(%error, "cannot take a connection for media");
+                    }
                     sleep(Duration::from_millis(100)).await; // out of file descriptors, most likely: let some be closed
                     continue;
                 }
@@ -331,8 +339,15 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+#[expect(clippy::disallowed_methods, reason = "the listener is an edge: warnings are counted when they come")]
+fn clock() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use tokio::time::Instant;
 
     use super::*;
@@ -482,6 +497,38 @@ mod tests {
         drop(outlet);
         let got = rest(&viewer).await;
         assert!(got >= sent * framed_len(&picture), "what was taken is delivered");
+    }
+
+    /// Counts what the log is told.
+    #[derive(Clone, Default)]
+    struct Log(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Log {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() <= tracing::Level::WARN
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_takes_no_connections_is_complained_of_once_a_minute() {
+        let log = Log::default();
+        let _guard = tracing::subscriber::set_default(log.clone());
+        let listener = Listener::bind(0, false, TcpSettings { bitrate: Bitrate::from_kbps(1) }).unwrap();
+        SockRef::from(&listener.listener).shutdown(std::net::Shutdown::Both).unwrap();
+        let (arrivals, _heard) = mpsc::channel(ARRIVALS);
+        let serving = listener.serve(arrivals, Arc::default(), TaskTracker::new(), CancellationToken::new());
+        assert!(timeout(Duration::from_secs(150), serving).await.is_err());
+        assert_eq!(log.0.load(Ordering::Relaxed), 3);
     }
 
     #[tokio::test]
