@@ -163,9 +163,13 @@ describe('a socket that is lost', () => {
     device.pass(0);
     device.open();
     assert.equal(device.socket.sent[0].resume, 'secret');
-    device.say({ type: 'welcome', id: 'hello', resume: 'secret', resumed: true });
+    device.say({ type: 'welcome', id: 'hello', resume: 'the next secret', resumed: true });
     for (const session of heard) assert.deepEqual(session, [{ type: 'resumed' }]);
     assert.equal(device.sockets.length, 2);
+    device.socket.onclose();
+    device.pass(0);
+    device.open();
+    assert.equal(device.socket.sent[0].resume, 'the next secret', 'each works once');
   });
 
   test('is replaced for as long as a session is there, soon and then every two seconds', async () => {
