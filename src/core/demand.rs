@@ -10,7 +10,7 @@ use super::access_unit::{AccessUnit, Bitrate};
 use super::camera::{Demand, LowDemand, Rendition};
 use super::figures::Quality;
 use super::pace::{Pace, Rate};
-use super::renditions::{Decision, Renditions};
+use super::renditions::{Decision, Network, Renditions};
 use super::sessions::{SessionId, ViewedCamera};
 use super::signal::{CloseReason, Correlation, RejectReason};
 use super::trigger::{Action, Event, Happening};
@@ -181,9 +181,9 @@ impl Camera {
         self.decide(now);
     }
 
-    /// What a viewer's network carries.
-    pub(super) fn estimate(&mut self, session: SessionId, estimate: Bitrate, now: Instant) {
-        self.renditions.estimate(session, estimate);
+    /// What is heard of a viewer's network.
+    pub(super) fn hear(&mut self, session: SessionId, network: Network, now: Instant) {
+        self.renditions.hear(session, network);
         self.decide(now);
     }
 

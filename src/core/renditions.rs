@@ -56,6 +56,15 @@ pub struct RenditionsSettings {
     pub low: Option<Range>,
 }
 
+/// What is heard of a viewer's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// It carries so much.
+    Carries(Bitrate),
+    /// Packets are on their way and nothing is said about them: the viewer may be gone, or the network for a moment.
+    Silent,
+}
+
 /// What is to be encoded, and who is to be moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -94,7 +103,7 @@ struct Seat {
     quality: Quality,
     rendition: Rendition,
     /// `None`: nothing is known of its network, and it is not asked about it.
-    estimate: Option<Bitrate>,
+    network: Option<Network>,
     /// Since when its network is too slow for the high rendition, or good enough for it.
     too_slow_since: Option<Instant>,
     good_since: Option<Instant>,
@@ -122,7 +131,7 @@ impl Renditions {
         let seat = Seat {
             quality,
             rendition: Rendition::High,
-            estimate: None,
+            network: None,
             too_slow_since: None,
             good_since: None,
             moved_at: None,
@@ -147,10 +156,11 @@ impl Renditions {
         }
     }
 
-    /// What a viewer's network carries, as far as is known.
-    pub fn estimate(&mut self, viewer: SessionId, estimate: Bitrate) {
+    /// What is heard of a viewer's network now. One that is silent keeps its place and counts for nothing until it is heard again:
+    /// most who fall silent have gone.
+    pub fn hear(&mut self, viewer: SessionId, network: Network) {
         if let Some(seat) = self.viewers.get_mut(&viewer) {
-            self.is_open |= seat.estimate.replace(estimate) != Some(estimate);
+            self.is_open |= seat.network.replace(network) != Some(network);
         }
     }
 
@@ -190,12 +200,12 @@ impl Renditions {
                 moves.push((viewer, rendition));
             }
         }
-        let limits = self.settings.high;
-        let healthy = |seat: &&Seat| seat.rendition == Rendition::High && !seat.is_dragging(needs);
+        let high = || self.viewers.values().filter(|seat| seat.rendition == Rendition::High);
         // When nobody keeps up, there is nobody to be spared: then the slowest counts.
-        let slowest = least_usable(self.viewers.values().filter(healthy))
-            .or_else(|| least_usable(self.viewers.values().filter(|seat| seat.rendition == Rendition::High)));
-        self.high.follow(slowest.unwrap_or(limits.most), limits, now);
+        let slowest = least_usable(high().filter(|seat| !seat.is_dragging(needs))).or_else(|| least_usable(high()));
+        // What those get who were heard is kept for them, if they are all silent now.
+        let otherwise = if high().any(Seat::is_silent) { self.high.bitrate } else { self.settings.high.most };
+        self.high.follow(slowest.unwrap_or(otherwise), self.settings.high, now);
         let low = self.decide_low(now);
         let lingers = low.is_some() && !self.viewers.values().any(|seat| seat.rendition == Rendition::Low);
         let is_held = self.high.is_held || low.is_some() && self.low.is_held;
@@ -209,9 +219,15 @@ impl Renditions {
         if seats().next().is_some() {
             let is_new = self.low_needed_at.replace(now).is_none();
             let keeps_up = |seat: &&Seat| seat.usable().is_some_and(|usable| usable >= limits.least);
-            let is_known = seats().any(|seat| seat.estimate.is_some());
-            let rate =
-                least_usable(seats().filter(keeps_up)).unwrap_or(if is_known { limits.least } else { limits.most });
+            let rate = least_usable(seats().filter(keeps_up)).unwrap_or_else(|| {
+                if seats().any(|seat| seat.usable().is_some()) {
+                    limits.least
+                } else if seats().any(Seat::is_silent) {
+                    self.low.bitrate
+                } else {
+                    limits.most
+                }
+            });
             if is_new {
                 self.low = Level { bitrate: stepped(rate, limits), changed_at: Some(now), is_held: false };
             } else {
@@ -240,7 +256,9 @@ impl Renditions {
         let best = best.unwrap_or(self.settings.high.most).min(self.settings.high.most);
         let needs =
             Needs { has_low: self.low().is_some(), floor, share: scaled(best, DRAG), patience: DOWN_AFTER_ALONE };
-        let spares = self.viewers.values().any(|seat| seat.rendition == Rendition::High && !seat.is_dragging(needs));
+        let is_spared =
+            |seat: &Seat| seat.rendition == Rendition::High && !seat.is_silent() && !seat.is_dragging(needs);
+        let spares = self.viewers.values().any(is_spared);
         if spares { Needs { patience: DOWN_AFTER, ..needs } } else { needs }
     }
 }
@@ -265,7 +283,14 @@ impl Needs {
 
 impl Seat {
     fn usable(&self) -> Option<Bitrate> {
-        self.estimate.map(|estimate| scaled(estimate, USABLE))
+        match self.network {
+            Some(Network::Carries(estimate)) => Some(scaled(estimate, USABLE)),
+            Some(Network::Silent) | None => None,
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.network == Some(Network::Silent)
     }
 
     /// Whether to follow this viewer would cost the others too much.
@@ -292,6 +317,10 @@ impl Seat {
         if let Some(wished) = wished {
             (self.too_slow_since, self.good_since) = (None, None);
             return (wished != self.rendition).then_some(wished);
+        }
+        if self.is_silent() {
+            (self.too_slow_since, self.good_since) = (None, None);
+            return None;
         }
         let usable = self.usable();
         let is_good = usable.is_none_or(|usable| usable >= scaled(needs.least(), UP_MARGIN));

@@ -36,13 +36,17 @@ impl Rig {
         let mut rig = Self::new(SETTINGS);
         for &(viewer, estimate) in viewers {
             rig.renditions.join(id(viewer), Quality::Auto, rig.now);
-            rig.renditions.estimate(id(viewer), kbps(estimate));
+            rig.estimate(viewer, estimate);
         }
         rig
     }
 
     fn estimate(&mut self, viewer: u64, estimate: u32) {
-        self.renditions.estimate(id(viewer), kbps(estimate));
+        self.renditions.hear(id(viewer), Network::Carries(kbps(estimate)));
+    }
+
+    fn fall_silent(&mut self, viewer: u64) {
+        self.renditions.hear(id(viewer), Network::Silent);
     }
 
     fn run_for(&mut self, time: Duration) {
@@ -151,6 +155,43 @@ fn a_viewer_whose_network_heals_comes_back_up_by_itself_and_the_low_encoder_goes
     rig.estimate(2, 4000);
     rig.run_for(UP_AFTER + LOW_LINGER + S);
     assert_eq!((rig.rendition(2), rig.high(), rig.low()), (Rendition::High, 2500, None));
+}
+
+#[test]
+fn who_falls_silent_keeps_its_place_and_changes_nothing() {
+    for silent in [1, 2, 3] {
+        let mut rig = Rig::with(&[(1, 5000), (2, 5000), (3, 400)]);
+        rig.run_for(20 * S);
+        let before = (rig.rendition(silent), rig.high(), rig.low());
+        rig.fall_silent(silent);
+        rig.run_for(60 * S);
+        assert_eq!((rig.rendition(silent), rig.high(), rig.low()), before, "viewer {silent}");
+    }
+}
+
+#[test]
+fn who_falls_silent_is_not_waited_for_by_the_others() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 2000)]);
+    rig.run_for(5 * S);
+    assert_eq!(rig.high(), 1800);
+    rig.fall_silent(2);
+    rig.run_for(5 * S);
+    assert_eq!(rig.high(), 2500);
+    rig.estimate(2, 2000);
+    rig.run_for(100 * MS);
+    assert_eq!((rig.rendition(2), rig.high()), (Rendition::High, 1800));
+}
+
+#[test]
+fn while_all_are_silent_what_they_got_is_kept_for_them() {
+    let mut rig = Rig::with(&[(1, 1000)]);
+    rig.run_for(5 * S);
+    rig.fall_silent(1);
+    rig.run_for(30 * S);
+    assert_eq!((rig.high(), rig.low()), (900, None));
+    rig.renditions.leave(id(1));
+    rig.run_for(S);
+    assert_eq!(rig.high(), 2500);
 }
 
 #[test]

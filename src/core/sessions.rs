@@ -12,7 +12,7 @@ use super::camera::Rendition;
 use super::counters::ViewerCounters;
 use super::demand::{Camera, StillId, Told};
 use super::figures::{Figures, Quality};
-use super::renditions::RenditionsSettings;
+use super::renditions::{Network, RenditionsSettings};
 use super::session::{Event, State};
 use super::signal::{
     Address, CameraId, ClientId, CloseReason, Correlation, LinkId, Notice, RejectReason, Reply, Request, Response,
@@ -265,10 +265,10 @@ impl Sessions {
         self.sessions.get(&session).map(|known| known.address.client.link)
     }
 
-    /// What a viewer's network carries, as far as is known.
-    pub fn handle_estimate(&mut self, session: SessionId, estimate: Bitrate, now: Instant) {
+    /// What is heard of a viewer's network.
+    pub fn handle_network(&mut self, session: SessionId, network: Network, now: Instant) {
         if let Some(camera) = self.sessions.get(&session).map(|known| known.camera.clone()) {
-            self.change(&camera, |camera| camera.estimate(session, estimate, now));
+            self.change(&camera, |camera| camera.hear(session, network, now));
         }
     }
 

@@ -46,6 +46,7 @@ use crate::core::congestion::CongestionSettings;
 use crate::core::counters::ViewerCounters;
 use crate::core::figures::{Figures, Path, Quality};
 use crate::core::playout::Playout;
+use crate::core::renditions::Network;
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
 use crate::core::transmit::{Transmit, Transport};
@@ -273,9 +274,9 @@ impl Peer {
         self.unread_loss.take()
     }
 
-    /// What its network carries; `None` while the viewer has said too little to tell.
-    pub fn estimate(&self, now: Instant) -> Option<Bitrate> {
-        self.outlet.estimate(now)
+    /// What is heard of its network; `None`: nothing yet, or nothing again, and what was heard before holds.
+    pub fn network(&self, now: Instant) -> Option<Network> {
+        self.outlet.network(now)
     }
 
     /// Its estimate rests on more than loss reports, and its packets leave as its network allows.
@@ -294,7 +295,7 @@ impl Peer {
             quality: Quality::Auto,
             rendition: None,
             is_thinned: false,
-            estimate: self.estimate(now),
+            estimate: self.outlet.estimate(now),
             sent: self.outlet.sent(now),
             loss: self.fraction_lost,
             round_trip: self.history.round_trip(),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::core::access_unit::Bitrate;
 use crate::core::congestion::pacer::Pacer;
 use crate::core::congestion::{Arrival, Basis, Congestion, CongestionSettings, Probe};
+use crate::core::renditions::Network;
 
 /// UDP, and IPv4 or IPv6 (RFC 768, RFC 791, RFC 8200).
 const UDP_IPV4: usize = 8 + 20;
@@ -23,6 +24,8 @@ const PATIENCE: u32 = 3;
 /// An estimate is a guess for so long, unless it says that the network carries less than was thought: the others' pictures
 /// are not made worse for a guess.
 const SETTLING: Duration = Duration::from_millis(600);
+/// The same after the viewer was silent: its estimate was lowered for want of answers, and a probe has to show what is true.
+const SETTLING_AFTER_SILENCE: Duration = Duration::from_millis(2500);
 /// So much of what is wanted is as good as all.
 const ENOUGH: f64 = 0.95;
 /// So far behind its pacer a viewer wakes the loop, and no sooner: some packets leave together.
@@ -34,7 +37,7 @@ pub(super) struct Outlet {
     congestion: Congestion,
     settings: CongestionSettings,
     start: Bitrate,
-    begun_at: Instant,
+    settled_at: Instant,
     wanted: Bitrate,
     /// So near that there is hardly a bottleneck on the way.
     is_near: bool,
@@ -61,7 +64,7 @@ impl Outlet {
             congestion: Congestion::new(settings, now),
             settings,
             start: settings.start,
-            begun_at: now,
+            settled_at: now + SETTLING,
             wanted: settings.most,
             is_near: false,
             is_numbered,
@@ -77,7 +80,7 @@ impl Outlet {
     pub(super) fn begin(&mut self, is_near: bool, now: Instant) {
         let CongestionSettings { start, most, .. } = self.settings;
         self.start = if is_near { most } else { start };
-        self.begun_at = now;
+        self.settled_at = now + SETTLING;
         self.congestion = Congestion::new(CongestionSettings { start: self.start, ..self.settings }, now);
         self.congestion.set_wanted(self.wanted);
         self.is_near = is_near;
@@ -159,7 +162,11 @@ impl Outlet {
 
     pub(super) fn handle_arrivals(&mut self, arrivals: &[Arrival], now: Instant) {
         if !arrivals.is_empty() {
+            let was_silent = self.congestion.is_silent();
             self.congestion.handle_feedback(arrivals, now);
+            if was_silent && !self.congestion.is_silent() {
+                (self.start, self.settled_at) = (self.congestion.estimate(), now + SETTLING_AFTER_SILENCE);
+            }
             self.follow(now);
         }
     }
@@ -186,8 +193,16 @@ impl Outlet {
     /// What the network carries; `None` while the viewer has said too little to tell.
     pub(super) fn estimate(&self, now: Instant) -> Option<Bitrate> {
         let estimate = self.congestion.estimate();
-        let is_settled = now.saturating_duration_since(self.begun_at) >= SETTLING || estimate < self.start;
+        let is_settled = now >= self.settled_at || estimate < self.start;
         (self.is_known() && is_settled).then_some(estimate)
+    }
+
+    /// The same, as it concerns the camera's renditions: nothing that was thought of it while it was silent does.
+    pub(super) fn network(&self, now: Instant) -> Option<Network> {
+        if self.congestion.is_silent() {
+            return Some(Network::Silent);
+        }
+        self.estimate(now).map(Network::Carries)
     }
 
     /// What was sent in the last second or so, with all headers.

@@ -218,8 +218,8 @@ impl Publisher {
             let progress = viewer.advance(rings, now);
             self.counters.units_skipped.add(progress.skipped);
             wanted = wanted.max(progress.wants_keyframe);
-            if let Some(estimate) = progress.estimate {
-                self.sessions.handle_estimate(session, estimate, now);
+            if let Some(network) = progress.network {
+                self.sessions.handle_network(session, network, now);
             }
             viewer.send(session, &mut self.by_address, send);
             let timeout = viewer.peer.timeout(now);
@@ -440,8 +440,8 @@ impl Publisher {
         if let Some(rendition) = progress.wants_keyframe {
             self.sessions.want_keyframe(&viewer.camera, rendition, now);
         }
-        if let Some(estimate) = progress.estimate {
-            self.sessions.handle_estimate(session, estimate, now);
+        if let Some(network) = progress.network {
+            self.sessions.handle_network(session, network, now);
         }
         viewer.send(session, &mut self.by_address, send);
         let timeout = viewer.peer.timeout(now);

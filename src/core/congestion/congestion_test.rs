@@ -88,11 +88,13 @@ fn silence_while_packets_are_sent_lowers_the_estimate_and_an_answer_brings_it_ba
     assert!(before > 2000, "{before}");
     session.is_up = false;
     session.run_for(400 * MS);
-    assert_eq!(session.kbps(), before);
+    assert_eq!((session.kbps(), session.congestion.is_silent()), (before, false));
     session.run_for(3 * S);
     assert!(session.kbps() < before / 2, "{}", session.kbps());
+    assert!(session.congestion.is_silent());
     session.is_up = true;
     session.run_for(S);
+    assert!(!session.congestion.is_silent());
     assert!(session.kbps() >= before * 9 / 10, "{} of {before}", session.kbps());
 }
 
