@@ -315,7 +315,8 @@ impl Seat {
             Quality::Auto => None,
         };
         if let Some(wished) = wished {
-            (self.too_slow_since, self.good_since) = (None, None);
+            // It did not come there by what was thought of its network: where it goes next shows no mistake.
+            (self.too_slow_since, self.good_since, self.moved_at) = (None, None, None);
             return (wished != self.rendition).then_some(wished);
         }
         if self.is_silent() {

@@ -218,6 +218,22 @@ fn when_the_board_has_no_room_for_the_low_rendition_its_viewers_go_back_up_at_on
 }
 
 #[test]
+fn a_move_up_because_there_is_no_low_rendition_any_more_is_nobodys_mistake() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 400)]);
+    for _ in 0..3 {
+        rig.run_for(2 * S);
+        assert_eq!(rig.rendition(2), Rendition::Low);
+        rig.renditions.set_low_possible(false);
+        rig.run_for(2 * S);
+        rig.renditions.set_low_possible(true);
+    }
+    rig.run_for(2 * S);
+    rig.estimate(2, 5000);
+    rig.run_for(FIRST_STAY);
+    assert_eq!(rig.rendition(2), Rendition::High);
+}
+
+#[test]
 fn what_a_viewer_chose_it_gets_at_once_whatever_its_network() {
     let mut rig = Rig::with(&[(1, 5000), (2, 300)]);
     rig.renditions.prefer(id(1), Quality::Low);
