@@ -6,10 +6,13 @@ mod support;
 
 use std::time::Duration;
 
+use edgecam::core::access_unit::Bitrate;
 use edgecam::core::camera::Rendition;
+use edgecam::core::renditions::{Range, RenditionsSettings};
 
-use support::house::House;
+use support::house::{House, RENDITIONS};
 use support::network::{LinkSettings, Queue};
+use support::viewer::Tells;
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
@@ -69,5 +72,95 @@ fn a_network_that_collapses_is_no_silence_however_long_its_queue() {
         house.run_for(10 * S);
         assert_eq!(house.figures(bob).rendition, Some(Rendition::Low));
         assert_eq!(house.demand.bitrate.kbps(), 2000);
+    }
+}
+
+/// A viewer whose own estimate is all it tells: of what arrives it believes half as much again, as libwebrtc's does.
+fn run_with_own_estimate(house: &mut House, seat: usize, network: u32, time: Duration) {
+    let end = house.now + time;
+    while house.now < end {
+        let (now, sent) = (house.now, house.figures(seat).sent.kbps());
+        house.viewers[seat].viewer.say_estimate(network.min(sent * 3 / 2 + 10), now);
+        house.run_for(500 * MS);
+    }
+}
+
+#[test]
+fn who_tells_only_an_estimate_of_what_it_gets_comes_back_up() {
+    let mut house = House::new(8);
+    let ann = house.join(slow(20_000, 10 * MS));
+    let bob = house.join_who(slow(20_000, 25 * MS), Tells::Nothing);
+    house.run_for(3 * S);
+    set_rate(&mut house, bob, 400);
+    run_with_own_estimate(&mut house, bob, 380, 30 * S);
+    assert_eq!(house.figures(bob).rendition, Some(Rendition::Low));
+    assert_eq!(house.figures(ann).rendition, Some(Rendition::High));
+    set_rate(&mut house, bob, 20_000);
+    run_with_own_estimate(&mut house, bob, 10_000, 60 * S);
+    assert_eq!(house.figures(bob).rendition, Some(Rendition::High));
+    let before = house.figures(bob).units_skipped;
+    run_with_own_estimate(&mut house, bob, 10_000, 60 * S);
+    assert_eq!(house.figures(bob).rendition, Some(Rendition::High), "and stays");
+    assert_eq!(house.figures(bob).units_skipped, before);
+    assert_eq!((house.demand.bitrate.kbps(), house.demand.low), (2000, None));
+}
+
+#[test]
+fn who_has_no_stream_of_repeats_to_be_probed_with_comes_back_up() {
+    let mut house = House::new(8);
+    house.join(slow(20_000, 10 * MS));
+    let bob = house.join_who(slow(20_000, 25 * MS), Tells::ArrivalsWithoutRepeats);
+    house.run_for(5 * S);
+    set_rate(&mut house, bob, 400);
+    house.run_for(20 * S);
+    assert_eq!(house.figures(bob).rendition, Some(Rendition::Low));
+    set_rate(&mut house, bob, 20_000);
+    house.run_for(60 * S);
+    assert_eq!(house.figures(bob).rendition, Some(Rendition::High));
+    house.run_for(60 * S);
+    assert_eq!(house.figures(bob).rendition, Some(Rendition::High), "and stays");
+    assert_eq!((house.demand.bitrate.kbps(), house.demand.low), (2000, None));
+}
+
+#[test]
+fn who_cannot_be_probed_and_stays_slow_is_tried_seldom_and_costs_the_others_nothing() {
+    for tells in [Tells::Nothing, Tells::ArrivalsWithoutRepeats] {
+        let mut house = House::new(8);
+        house.join(slow(20_000, 10 * MS));
+        let bob = house.join_who(slow(800, 25 * MS), tells);
+        let (mut moves, mut is_up) = (0, 0);
+        let mut last = None;
+        for half in 0..600 {
+            if tells == Tells::Nothing && half > 2 {
+                run_with_own_estimate(&mut house, bob, 760, 500 * MS);
+            } else {
+                house.run_for(500 * MS);
+            }
+            let rendition = house.figures(bob).rendition;
+            moves += u32::from(rendition != last);
+            is_up += u32::from(half > 20 && rendition == Some(Rendition::High));
+            last = rendition;
+            assert!(half < 20 || house.demand.bitrate.kbps() == 2000, "{tells:?}: {}", house.demand.bitrate);
+        }
+        assert!(moves <= 14, "{tells:?}: {moves} moves in 5 minutes");
+        assert!(is_up <= 40, "{tells:?}: {is_up} half seconds with more than it carries");
+    }
+}
+
+#[test]
+fn renditions_of_about_the_same_rate_keep_nobody_down() {
+    for high in [500, 520, 600, 800] {
+        let most = Bitrate::from_kbps(high);
+        let settings = RenditionsSettings { high: Range { most, ..RENDITIONS.high }, ..RENDITIONS };
+        let mut house = House::with_renditions(8, settings);
+        house.join(slow(20_000, 10 * MS));
+        let bob = house.join(slow(10_000, 25 * MS));
+        house.run_for(5 * S);
+        set_rate(&mut house, bob, 250);
+        house.run_for(20 * S);
+        assert_eq!(house.figures(bob).rendition, Some(Rendition::Low));
+        set_rate(&mut house, bob, 10_000);
+        house.run_for(60 * S);
+        assert_eq!(house.figures(bob).rendition, Some(Rendition::High), "high: {high} kbit/s");
     }
 }

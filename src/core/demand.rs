@@ -6,11 +6,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::access_unit::{AccessUnit, Bitrate};
+use super::access_unit::AccessUnit;
 use super::camera::{Demand, LowDemand, Rendition};
 use super::figures::Quality;
 use super::pace::{Pace, Rate};
-use super::renditions::{Decision, Network, Renditions};
+use super::renditions::{Decision, Network, Renditions, Wanted};
 use super::sessions::{SessionId, ViewedCamera};
 use super::signal::{CloseReason, Correlation, RejectReason};
 use super::trigger::{Action, Event, Happening};
@@ -191,8 +191,7 @@ impl Camera {
         self.renditions.rendition(session).unwrap_or(Rendition::High)
     }
 
-    /// More than this is of no use to the viewer.
-    pub(super) fn wanted(&self, session: SessionId) -> Bitrate {
+    pub(super) fn wanted(&self, session: SessionId) -> Wanted {
         self.renditions.wanted(session)
     }
 

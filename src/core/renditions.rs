@@ -39,6 +39,13 @@ const RAISE_AFTER: Duration = Duration::from_millis(500);
 const LEAST_RAISE: f64 = 0.05;
 /// Reports come often; the sum of them is looked at so often.
 const DECIDE_EVERY: Duration = Duration::from_millis(100);
+/// A viewer that cannot be probed is moved up on trial, and has so long to show that its network carries it, unless it shows
+/// the opposite: its estimate may rise by 8 % a second, and has a way to go.
+const TRIAL: Duration = Duration::from_secs(30);
+/// It has to carry what it gets meanwhile by this much more, unless that is all that a low rendition ever is.
+const TRIED_FROM: f64 = 1.1;
+/// A network is probed for a little more than is needed to be moved up.
+const SLACK: f64 = 1.05;
 /// The low encoder is kept for so long after its last viewer left it.
 const LOW_LINGER: Duration = Duration::from_secs(5);
 
@@ -59,10 +66,22 @@ pub struct RenditionsSettings {
 /// What is heard of a viewer's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// It carries so much.
-    Carries(Bitrate),
+    Carries {
+        estimate: Bitrate,
+        /// It carries all it is sent and cannot be probed: only more pictures would show whether it carries more.
+        is_untried: bool,
+    },
     /// Packets are on their way and nothing is said about them: the viewer may be gone, or the network for a moment.
     Silent,
+}
+
+/// What a viewer is to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What its network would have to carry for the viewer to want no more.
+    pub most: Bitrate,
+    /// The bitrate of the rendition that it has on trial, whatever is thought of its network.
+    pub on_trial: Option<Bitrate>,
 }
 
 /// What is to be encoded, and who is to be moved.
@@ -109,6 +128,8 @@ struct Seat {
     good_since: Option<Instant>,
     moved_at: Option<Instant>,
     stay: Duration,
+    /// Until then it may show that its network carries the high rendition.
+    trial_ends_at: Option<Instant>,
 }
 
 impl Renditions {
@@ -128,16 +149,7 @@ impl Renditions {
 
     /// A viewer is connected. It begins with the high rendition; what it asks for is decided next.
     pub fn join(&mut self, viewer: SessionId, quality: Quality, now: Instant) {
-        let seat = Seat {
-            quality,
-            rendition: Rendition::High,
-            network: None,
-            too_slow_since: None,
-            good_since: None,
-            moved_at: None,
-            stay: FIRST_STAY,
-        };
-        self.viewers.insert(viewer, seat);
+        self.viewers.insert(viewer, Seat::new(quality));
         self.is_open = true;
         self.due_at.get_or_insert(now);
     }
@@ -151,7 +163,7 @@ impl Renditions {
     pub fn prefer(&mut self, viewer: SessionId, quality: Quality) {
         if let Some(seat) = self.viewers.get_mut(&viewer) {
             // A choice counts at once, whatever was tried before.
-            *seat = Seat { quality, too_slow_since: None, good_since: None, moved_at: None, stay: FIRST_STAY, ..*seat };
+            *seat = Seat { rendition: seat.rendition, network: seat.network, ..Seat::new(quality) };
             self.is_open = true;
         }
     }
@@ -174,14 +186,15 @@ impl Renditions {
         Some(self.viewers.get(&viewer)?.rendition)
     }
 
-    /// What a viewer's network would have to carry for the viewer to want no more.
-    pub fn wanted(&self, viewer: SessionId) -> Bitrate {
-        let quality = self.viewers.get(&viewer).map_or(Quality::Auto, |seat| seat.quality);
+    pub fn wanted(&self, viewer: SessionId) -> Wanted {
+        let seat = self.viewers.get(&viewer);
         let most = match self.low() {
-            Some(low) if quality == Quality::Low => low.most,
-            _ => self.settings.high.most,
+            Some(low) if seat.is_some_and(|seat| seat.quality == Quality::Low) => low.most,
+            Some(low) => self.settings.high.most.max(low.most),
+            None => self.settings.high.most,
         };
-        scaled(most, UP_MARGIN / USABLE)
+        let on_trial = seat.and_then(|seat| seat.trial_ends_at).map(|_| self.high.bitrate);
+        Wanted { most: scaled(most, UP_MARGIN * SLACK / USABLE), on_trial }
     }
 
     /// When the next decision is due; `None`: nothing will change by itself.
@@ -202,7 +215,7 @@ impl Renditions {
         }
         let high = || self.viewers.values().filter(|seat| seat.rendition == Rendition::High);
         // When nobody keeps up, there is nobody to be spared: then the slowest counts.
-        let slowest = least_usable(high().filter(|seat| !seat.is_dragging(needs))).or_else(|| least_usable(high()));
+        let slowest = least_usable(high().filter(|seat| seat.counts(needs))).or_else(|| least_usable(high()));
         // What those get who were heard is kept for them, if they are all silent now.
         let otherwise = if high().any(Seat::is_silent) { self.high.bitrate } else { self.settings.high.most };
         self.high.follow(slowest.unwrap_or(otherwise), self.settings.high, now);
@@ -254,10 +267,16 @@ impl Renditions {
         };
         let best = self.viewers.values().filter(|seat| seat.quality != Quality::Low).filter_map(Seat::usable).max();
         let best = best.unwrap_or(self.settings.high.most).min(self.settings.high.most);
-        let needs =
-            Needs { has_low: self.low().is_some(), floor, share: scaled(best, DRAG), patience: DOWN_AFTER_ALONE };
-        let is_spared =
-            |seat: &Seat| seat.rendition == Rendition::High && !seat.is_silent() && !seat.is_dragging(needs);
+        let most_of_low = self.settings.low.map_or(floor, |low| low.most);
+        let needs = Needs {
+            has_low: self.low().is_some(),
+            floor,
+            share: scaled(best, DRAG),
+            encoded: self.high.bitrate,
+            tried_from: scaled(self.low.bitrate, TRIED_FROM).min(most_of_low),
+            patience: DOWN_AFTER_ALONE,
+        };
+        let is_spared = |seat: &Seat| seat.rendition == Rendition::High && !seat.is_silent() && seat.counts(needs);
         let spares = self.viewers.values().any(is_spared);
         if spares { Needs { patience: DOWN_AFTER, ..needs } } else { needs }
     }
@@ -271,6 +290,10 @@ struct Needs {
     floor: Bitrate,
     /// Beside the best of the others.
     share: Bitrate,
+    /// The high rendition's bitrate now.
+    encoded: Bitrate,
+    /// Of a viewer that cannot be probed.
+    tried_from: Bitrate,
     /// How long a viewer may fall short of it.
     patience: Duration,
 }
@@ -282,9 +305,22 @@ impl Needs {
 }
 
 impl Seat {
+    fn new(quality: Quality) -> Self {
+        Self {
+            quality,
+            rendition: Rendition::High,
+            network: None,
+            too_slow_since: None,
+            good_since: None,
+            moved_at: None,
+            stay: FIRST_STAY,
+            trial_ends_at: None,
+        }
+    }
+
     fn usable(&self) -> Option<Bitrate> {
         match self.network {
-            Some(Network::Carries(estimate)) => Some(scaled(estimate, USABLE)),
+            Some(Network::Carries { estimate, .. }) => Some(scaled(estimate, USABLE)),
             Some(Network::Silent) | None => None,
         }
     }
@@ -298,10 +334,15 @@ impl Seat {
         self.usable().is_some_and(|usable| usable < needs.least())
     }
 
+    /// Whether the high rendition follows it. While it is on trial, what is thought of its network says nothing yet.
+    fn counts(&self, needs: Needs) -> bool {
+        !self.is_dragging(needs) && self.trial_ends_at.is_none()
+    }
+
     /// Time alone may move it.
     fn is_about_to_move(&self) -> bool {
         match self.rendition {
-            Rendition::High => self.too_slow_since.is_some(),
+            Rendition::High => self.too_slow_since.is_some() || self.trial_ends_at.is_some(),
             Rendition::Low => self.good_since.is_some(),
         }
     }
@@ -316,7 +357,7 @@ impl Seat {
         };
         if let Some(wished) = wished {
             // It did not come there by what was thought of its network: where it goes next shows no mistake.
-            (self.too_slow_since, self.good_since, self.moved_at) = (None, None, None);
+            *self = Self { too_slow_since: None, good_since: None, moved_at: None, trial_ends_at: None, ..*self };
             return (wished != self.rendition).then_some(wished);
         }
         if self.is_silent() {
@@ -325,9 +366,13 @@ impl Seat {
         }
         let usable = self.usable();
         let is_good = usable.is_none_or(|usable| usable >= scaled(needs.least(), UP_MARGIN));
-        let is_too_slow = self.is_dragging(needs);
+        let is_untried = matches!(self.network, Some(Network::Carries { is_untried: true, .. }));
+        let may_be_tried = is_untried && usable >= Some(needs.tried_from);
+        let is_proven = usable >= Some(needs.encoded);
+        self.trial_ends_at.take_if(|at| now >= *at || !is_untried || is_proven);
+        let is_too_slow = self.is_dragging(needs) && self.trial_ends_at.is_none();
         note(&mut self.too_slow_since, is_too_slow, now);
-        note(&mut self.good_since, is_good, now);
+        note(&mut self.good_since, is_good || may_be_tried, now);
         match self.rendition {
             Rendition::High => {
                 let held = self.moved_at.map(|at| now.saturating_duration_since(at));
@@ -349,6 +394,7 @@ impl Seat {
                     return None;
                 }
                 self.moved_at = Some(now);
+                self.trial_ends_at = (!is_good).then_some(now + TRIAL);
                 Some(Rendition::High)
             }
         }

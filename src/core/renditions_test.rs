@@ -42,7 +42,12 @@ impl Rig {
     }
 
     fn estimate(&mut self, viewer: u64, estimate: u32) {
-        self.renditions.hear(id(viewer), Network::Carries(kbps(estimate)));
+        self.renditions.hear(id(viewer), Network::Carries { estimate: kbps(estimate), is_untried: false });
+    }
+
+    /// Of a viewer that cannot be probed, and carries all it is sent.
+    fn untried(&mut self, viewer: u64, estimate: u32) {
+        self.renditions.hear(id(viewer), Network::Carries { estimate: kbps(estimate), is_untried: true });
     }
 
     fn fall_silent(&mut self, viewer: u64) {
@@ -192,6 +197,64 @@ fn while_all_are_silent_what_they_got_is_kept_for_them() {
     rig.renditions.leave(id(1));
     rig.run_for(S);
     assert_eq!(rig.high(), 2500);
+}
+
+#[test]
+fn who_cannot_be_probed_is_moved_up_on_trial_and_stays_if_its_network_carries_it() {
+    let mut rig = Rig::with(&[(1, 5000), (2, 400)]);
+    rig.run_for(5 * S);
+    rig.untried(2, 700);
+    rig.run_for(FIRST_STAY + S);
+    assert_eq!((rig.rendition(2), rig.high()), (Rendition::High, 2500), "the others are not asked to pay for it");
+    assert_eq!(rig.renditions.wanted(id(2)).on_trial, Some(kbps(2500)));
+    for estimate in [900, 1300, 1800, 2500] {
+        rig.untried(2, estimate);
+        rig.run_for(3 * S);
+        assert_eq!((rig.rendition(2), rig.high()), (Rendition::High, 2500));
+    }
+    rig.estimate(2, 3000);
+    rig.run_for(60 * S);
+    assert_eq!((rig.rendition(2), rig.high(), rig.low()), (Rendition::High, 2500, None));
+    assert_eq!(rig.renditions.wanted(id(2)).on_trial, None);
+}
+
+#[test]
+fn a_trial_ends_soon_when_the_network_has_too_much_and_at_last_when_nothing_shows() {
+    for (says_so, within) in [(true, 2 * S), (false, TRIAL + 2 * S)] {
+        let mut rig = Rig::with(&[(1, 5000), (2, 400)]);
+        rig.run_for(5 * S);
+        rig.untried(2, 700);
+        while rig.rendition(2) == Rendition::Low {
+            rig.run_for(100 * MS);
+        }
+        if says_so {
+            rig.estimate(2, 700);
+        }
+        rig.run_for(within);
+        assert_eq!(rig.rendition(2), Rendition::Low);
+        rig.untried(2, 700);
+        rig.run_for(FIRST_STAY * 2 - 3 * S);
+        assert_eq!(rig.rendition(2), Rendition::Low, "the next one waits longer");
+    }
+}
+
+#[test]
+fn a_network_is_probed_for_what_it_takes_to_be_moved_up() {
+    for (high, low) in [(500, 500), (520, 500), (600, 500), (401, 400), (2500, 500), (8000, 1000)] {
+        let range = |most| Range { least: kbps(100), most: kbps(most) };
+        let mut rig = Rig::new(RenditionsSettings { high: range(high), low: Some(range(low)) });
+        rig.renditions.join(id(1), Quality::Auto, rig.now);
+        rig.renditions.join(id(2), Quality::Auto, rig.now);
+        rig.estimate(1, 4 * high);
+        rig.estimate(2, 120);
+        rig.run_for(5 * S);
+        assert_eq!(rig.rendition(2), Rendition::Low);
+        // Probing ends a little below what is wanted.
+        let wanted = rig.renditions.wanted(id(2)).most;
+        rig.estimate(2, wanted.kbps() * 98 / 100);
+        rig.run_for(FIRST_STAY + S);
+        assert_eq!(rig.rendition(2), Rendition::High, "{high} and {low} kbit/s");
+    }
 }
 
 #[test]

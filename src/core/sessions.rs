@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::access_unit::{AccessUnit, Bitrate};
+use super::access_unit::AccessUnit;
 use super::camera::Rendition;
 use super::counters::ViewerCounters;
 use super::demand::{Camera, StillId, Told};
 use super::figures::{Figures, Quality};
-use super::renditions::{Network, RenditionsSettings};
+use super::renditions::{Network, RenditionsSettings, Wanted};
 use super::session::{Event, State};
 use super::signal::{
     Address, CameraId, ClientId, CloseReason, Correlation, LinkId, Notice, RejectReason, Reply, Request, Response,
@@ -272,8 +272,8 @@ impl Sessions {
         }
     }
 
-    /// More than this is of no use to the viewer: its network need not be tried for it.
-    pub fn wanted(&self, session: SessionId) -> Option<Bitrate> {
+    /// What a viewer is to be sent, and what its network is to be tried for.
+    pub fn wanted(&self, session: SessionId) -> Option<Wanted> {
         let camera = self.cameras.get(&self.sessions.get(&session)?.camera)?;
         Some(camera.wanted(session))
     }

@@ -34,19 +34,18 @@ use tracing::debug;
 
 use self::feedback::{Feedback, Heard};
 use self::history::History;
-use self::outlet::Outlet;
+use self::outlet::{Numbers, Outlet};
 use self::picture::Underway;
 use self::reconnection::Reconnection;
 use self::sdp::RemoteCandidate;
 use self::stream::{PLAYOUT_DELAY_URI, Stream};
 use self::transport_wide::{Numbering, TRANSPORT_WIDE_URI};
-use crate::core::access_unit::Bitrate;
 use crate::core::candidate::{Candidate, CandidateKind};
 use crate::core::congestion::CongestionSettings;
 use crate::core::counters::ViewerCounters;
 use crate::core::figures::{Figures, Path, Quality};
 use crate::core::playout::Playout;
-use crate::core::renditions::Network;
+use crate::core::renditions::{Network, Wanted};
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
 use crate::core::transmit::{Transmit, Transport};
@@ -128,7 +127,7 @@ impl Peer {
             feedback,
             stream,
             history: History::new(),
-            outlet: Outlet::new(congestion, false, now),
+            outlet: Outlet::new(congestion, Numbers::None, now),
             numbering: Numbering::default(),
             playout: Playout::default(),
             underway: None,
@@ -152,7 +151,12 @@ impl Peer {
         let answer = peer.negotiate(offer, now)?;
         peer.stream.playout_delay_id = peer.negotiated_extension(PLAYOUT_DELAY_URI);
         peer.stream.transport_wide_id = peer.negotiated_extension(TRANSPORT_WIDE_URI).filter(|_| video.transport_cc);
-        peer.outlet = Outlet::new(congestion, peer.stream.transport_wide_id.is_some(), now);
+        let numbers = match (peer.stream.transport_wide_id, peer.stream.rtx_ssrc()) {
+            (None, _) => Numbers::None,
+            (Some(_), None) => Numbers::Unprobed,
+            (Some(_), Some(_)) => Numbers::Probed,
+        };
+        peer.outlet = Outlet::new(congestion, numbers, now);
         Ok((peer, answer))
     }
 
@@ -284,9 +288,8 @@ impl Peer {
         self.outlet.is_known()
     }
 
-    /// More than this is of no use to it.
-    pub fn set_wanted(&mut self, wanted: Bitrate) {
-        self.outlet.set_wanted(wanted);
+    pub fn set_wanted(&mut self, wanted: Wanted, now: Instant) {
+        self.outlet.set_wanted(wanted, now);
     }
 
     /// How it fares, as far as the connection knows; what it asked for and was given is not known here.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::core::access_unit::Bitrate;
 use crate::core::congestion::pacer::Pacer;
 use crate::core::congestion::{Arrival, Basis, Congestion, CongestionSettings, Probe};
-use crate::core::renditions::Network;
+use crate::core::renditions::{Network, Wanted};
 
 /// UDP, and IPv4 or IPv6 (RFC 768, RFC 791, RFC 8200).
 const UDP_IPV4: usize = 8 + 20;
@@ -33,16 +33,38 @@ const LEAST_REST: Duration = Duration::from_millis(5);
 /// In a probe the rate is what counts.
 const LEAST_PROBE_REST: Duration = Duration::from_millis(1);
 
+/// A viewer that cannot be probed and was well for so long may carry more.
+const WELL_FOR: Duration = Duration::from_secs(3);
+/// It is well while its own estimate is no less than this part of what it is sent, nor falls by more than this at once.
+const WELL: f64 = 0.75;
+/// And while its reports tell of no more than this: repeats mend a noisy link's loss, and a queue is no shorter where it is one.
+const MOST_LOSS: f32 = 0.15;
+const LONG_QUEUE: Duration = Duration::from_millis(200);
+/// What is given on trial is sent so much faster than it comes: a keyframe is eight pictures large.
+const TRIAL_PACE: f64 = 1.5;
+
+/// What is known of a viewer's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Numbers {
+    /// Nothing: it does not say which arrive when.
+    None,
+    /// It says when each arrives, or agreed to; but there is no stream of repeats to fill a probe up with.
+    Unprobed,
+    Probed,
+}
+
 pub(super) struct Outlet {
     congestion: Congestion,
     settings: CongestionSettings,
     start: Bitrate,
     settled_at: Instant,
-    wanted: Bitrate,
+    wanted: Wanted,
     /// So near that there is hardly a bottleneck on the way.
     is_near: bool,
-    /// The viewer says when each packet arrived, or agreed to.
-    is_numbered: bool,
+    numbers: Numbers,
+    /// When a viewer's own estimate or its reports last said that its network has too much.
+    troubled_at: Option<Instant>,
+    least_round_trip: Option<Duration>,
     /// `None`: nothing is held back, since nothing is known of the network, or it is a near one that carries all.
     pacer: Option<Pacer>,
     probing: Option<Probing>,
@@ -59,15 +81,17 @@ struct Probing {
 }
 
 impl Outlet {
-    pub(super) fn new(settings: CongestionSettings, is_numbered: bool, now: Instant) -> Self {
+    pub(super) fn new(settings: CongestionSettings, numbers: Numbers, now: Instant) -> Self {
         Self {
             congestion: Congestion::new(settings, now),
             settings,
             start: settings.start,
             settled_at: now + SETTLING,
-            wanted: settings.most,
+            wanted: Wanted { most: settings.most, on_trial: None },
             is_near: false,
-            is_numbered,
+            numbers,
+            troubled_at: None,
+            least_round_trip: None,
             pacer: None,
             probing: None,
             reports: 0,
@@ -82,11 +106,12 @@ impl Outlet {
         self.start = if is_near { most } else { start };
         self.settled_at = now + SETTLING;
         self.congestion = Congestion::new(CongestionSettings { start: self.start, ..self.settings }, now);
-        self.congestion.set_wanted(self.wanted);
+        self.congestion.set_wanted(self.wanted.most);
         self.is_near = is_near;
         self.probing = None;
         self.reports = 0;
-        self.pacer = (self.is_numbered && !is_near).then(|| {
+        (self.troubled_at, self.least_round_trip) = (None, None);
+        self.pacer = (self.numbers != Numbers::None && !is_near).then(|| {
             let mut pacer = Pacer::new(now);
             pacer.set_rate(self.congestion.pacing_rate());
             pacer
@@ -97,9 +122,12 @@ impl Outlet {
         self.overhead = SRTP + if is_ipv6 { UDP_IPV6 } else { UDP_IPV4 };
     }
 
-    pub(super) fn set_wanted(&mut self, wanted: Bitrate) {
-        self.wanted = wanted;
-        self.congestion.set_wanted(wanted);
+    pub(super) fn set_wanted(&mut self, wanted: Wanted, now: Instant) {
+        if self.wanted != wanted {
+            self.wanted = wanted;
+            self.congestion.set_wanted(wanted.most);
+            self.follow(now);
+        }
     }
 
     pub(super) fn may_send(&self, now: Instant) -> bool {
@@ -141,7 +169,7 @@ impl Outlet {
     /// Begins a probe if one is due: there is something to send, and a stream of repeats to fill it up.
     pub(super) fn begin_probe(&mut self, now: Instant) {
         if self.probing.is_none()
-            && self.is_numbered
+            && self.numbers == Numbers::Probed
             && self.pacer.is_some()
             && let Some(probe) = self.congestion.poll_probe(now)
         {
@@ -172,12 +200,21 @@ impl Outlet {
     }
 
     pub(super) fn handle_remb(&mut self, estimate: Bitrate, now: Instant) {
+        let before = f64::from(self.congestion.estimate().kbps());
         self.congestion.handle_remb(estimate, now);
+        if self.congestion.basis() == Basis::Remb && f64::from(self.congestion.estimate().kbps()) < before * WELL {
+            self.troubled_at = Some(now);
+        }
         self.follow(now);
     }
 
     pub(super) fn handle_report(&mut self, fraction_lost: f32, round_trip: Option<Duration>, now: Instant) {
         self.congestion.handle_report(fraction_lost, round_trip, now);
+        self.least_round_trip = self.least_round_trip.into_iter().chain(round_trip).min();
+        let queue = round_trip.unwrap_or_default().saturating_sub(self.least_round_trip.unwrap_or_default());
+        if fraction_lost > MOST_LOSS || queue > LONG_QUEUE {
+            self.troubled_at = Some(now);
+        }
         self.reports = self.reports.saturating_add(1);
         self.follow(now);
     }
@@ -202,7 +239,17 @@ impl Outlet {
         if self.congestion.is_silent() {
             return Some(Network::Silent);
         }
-        self.estimate(now).map(Network::Carries)
+        let estimate = self.estimate(now)?;
+        Some(Network::Carries { estimate, is_untried: self.is_untried(now) })
+    }
+
+    /// It carries what it is sent, or what it has on trial, and whether it carries more can only be tried.
+    fn is_untried(&self, now: Instant) -> bool {
+        let can_be_probed = self.congestion.basis() == Basis::Feedback && self.numbers == Numbers::Probed;
+        let troubled_at = self.troubled_at.max(self.congestion.lowered_at());
+        let is_well = troubled_at.is_none_or(|at| now.saturating_duration_since(at) >= WELL_FOR);
+        let takes_all = || f64::from(self.congestion.estimate().kbps()) >= f64::from(self.sent(now).kbps()) * WELL;
+        !can_be_probed && is_well && (self.wanted.on_trial.is_some() || takes_all())
     }
 
     /// What was sent in the last second or so, with all headers.
@@ -222,10 +269,12 @@ impl Outlet {
 
     /// The pacer follows the estimate.
     fn follow(&mut self, now: Instant) {
-        let enough = f64::from(self.wanted.kbps()) * ENOUGH;
+        let enough = f64::from(self.wanted.most.kbps()) * ENOUGH;
         let carries_all = self.is_near && f64::from(self.congestion.estimate().kbps()) >= enough;
         if self.is_known() && !carries_all {
-            self.pacer.get_or_insert_with(|| Pacer::new(now)).set_rate(self.congestion.pacing_rate());
+            let on_trial = self.wanted.on_trial.map_or(0.0, |rate| f64::from(rate.kbps()) * TRIAL_PACE);
+            let rate = self.congestion.pacing_rate().max(Bitrate::from_kbps(on_trial as u32));
+            self.pacer.get_or_insert_with(|| Pacer::new(now)).set_rate(rate);
         } else if self.is_known() || self.reports >= PATIENCE {
             self.pacer = None;
         }
@@ -291,17 +340,19 @@ mod tests {
     #[test]
     fn a_far_viewer_who_will_tell_is_paced_from_the_first_packet_and_the_others_are_not() {
         let now = Instant::now();
-        for (is_numbered, is_near, is_paced) in [(true, false, true), (true, true, false), (false, false, false)] {
-            let mut outlet = Outlet::new(SETTINGS, is_numbered, now);
+        for (numbers, is_near, is_paced) in
+            [(Numbers::Probed, false, true), (Numbers::Probed, true, false), (Numbers::None, false, false)]
+        {
+            let mut outlet = Outlet::new(SETTINGS, numbers, now);
             outlet.begin(is_near, now);
-            assert_eq!(burst(&mut outlet, now) < 10, is_paced, "{is_numbered} {is_near}");
+            assert_eq!(burst(&mut outlet, now) < 10, is_paced, "{numbers:?} {is_near}");
         }
     }
 
     #[test]
     fn who_agreed_to_tell_and_only_reports_is_not_paced_any_more() {
         let now = Instant::now();
-        let mut outlet = Outlet::new(SETTINGS, true, now);
+        let mut outlet = Outlet::new(SETTINGS, Numbers::Probed, now);
         outlet.begin(false, now);
         for _ in 0..PATIENCE {
             assert!(burst(&mut outlet, now) < 10);
@@ -314,7 +365,7 @@ mod tests {
     #[test]
     fn the_viewers_own_estimate_is_paced_by_and_an_estimate_of_more_waits_until_it_is_settled() {
         let now = Instant::now();
-        let mut outlet = Outlet::new(SETTINGS, false, now);
+        let mut outlet = Outlet::new(SETTINGS, Numbers::None, now);
         outlet.begin(false, now);
         outlet.handle_remb(Bitrate::from_kbps(1500), now);
         assert!(burst(&mut outlet, now) < 10);
@@ -327,7 +378,7 @@ mod tests {
     #[test]
     fn a_probe_leaves_at_its_own_rate_and_ends_with_its_bytes() {
         let now = Instant::now();
-        let mut outlet = Outlet::new(SETTINGS, true, now);
+        let mut outlet = Outlet::new(SETTINGS, Numbers::Probed, now);
         outlet.begin(false, now);
         outlet.begin_probe(now);
         let probe = outlet.probing.as_ref().unwrap().probe;

@@ -422,7 +422,7 @@ impl Publisher {
             }
         }
         if let Some(wanted) = self.sessions.wanted(session) {
-            viewer.peer.set_wanted(wanted);
+            viewer.peer.set_wanted(wanted, now);
         }
         self.advance(session, now, send);
         if let Some(viewer) = self.viewers.get_mut(&session) {

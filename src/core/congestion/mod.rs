@@ -283,6 +283,11 @@ impl Congestion {
         Bitrate::from_kbps((self.within(self.rate.estimate()) / 1000.0) as u32)
     }
 
+    /// When the network last had too much, as far as its viewer tells when packets arrive.
+    pub fn lowered_at(&self) -> Option<Instant> {
+        self.rate.lowered_at()
+    }
+
     /// Packets are on their way, and for some time nothing was said about them. The estimate is a guess meanwhile.
     pub fn is_silent(&self) -> bool {
         self.outage.is_some()
