@@ -58,7 +58,7 @@ pub use self::setup::{Identity, IdentityError, PeerSettings};
 const CHECKED_CANDIDATES: usize = 16;
 /// Handling the same timeout again sooner only burns CPU.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
-/// A viewer so near is on the same network, which carries a keyframe at once: there is no sense in slowing the first one down.
+/// A viewer so near is most likely on the same network, where there is no sense in slowing the first keyframe down.
 const NEAR: Duration = Duration::from_millis(10);
 
 /// An answer, and what tells the datagrams of its viewer from those of others.
@@ -371,7 +371,7 @@ impl Peer {
         }
     }
 
-    /// Whether the newest ICE check on the path in use was answered so soon that the viewer must be on the same network.
+    /// Whether the newest ICE check on the path in use was answered so soon that the viewer is most likely on the same network.
     fn is_near(&mut self, now: Instant) -> bool {
         let report = self.connection.get_stats(now, StatsSelector::None);
         let selected = report.transport().and_then(|transport| report.get(&transport.selected_candidate_pair_id));

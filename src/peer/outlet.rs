@@ -28,6 +28,10 @@ const SETTLING: Duration = Duration::from_millis(600);
 const SETTLING_AFTER_SILENCE: Duration = Duration::from_millis(2500);
 /// So much of what is wanted is as good as all.
 const ENOUGH: f64 = 0.95;
+/// A near viewer's packets leave at this many times the most that a far one is thought to carry: a keyframe within one picture's
+/// time. A network that is near and slow all the same shows it by a queue, and counts as a far one for a while.
+const NEAR_PACE: f64 = 5.0;
+const NEAR_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// So far behind its pacer a viewer wakes the loop, and no sooner: some packets leave together.
 const LEAST_REST: Duration = Duration::from_millis(5);
 /// In a probe the rate is what counts.
@@ -59,13 +63,13 @@ pub(super) struct Outlet {
     start: Bitrate,
     settled_at: Instant,
     wanted: Wanted,
-    /// So near that there is hardly a bottleneck on the way.
+    /// So near that there is most likely no bottleneck on the way.
     is_near: bool,
     numbers: Numbers,
     /// When a viewer's own estimate or its reports last said that its network has too much.
     troubled_at: Option<Instant>,
     least_round_trip: Option<Duration>,
-    /// `None`: nothing is held back, since nothing is known of the network, or it is a near one that carries all.
+    /// `None`: nothing is held back, since nothing is known of the network, nor will be.
     pacer: Option<Pacer>,
     probing: Option<Probing>,
     reports: u32,
@@ -111,11 +115,11 @@ impl Outlet {
         self.probing = None;
         self.reports = 0;
         (self.troubled_at, self.least_round_trip) = (None, None);
-        self.pacer = (self.numbers != Numbers::None && !is_near).then(|| {
-            let mut pacer = Pacer::new(now);
-            pacer.set_rate(self.congestion.pacing_rate());
-            pacer
-        });
+        self.pacer = (self.numbers != Numbers::None).then(|| Pacer::new(now));
+        let pace = self.pace(now);
+        if let Some(pacer) = &mut self.pacer {
+            pacer.set_rate(pace);
+        }
     }
 
     pub(super) fn set_is_ipv6(&mut self, is_ipv6: bool) {
@@ -269,16 +273,28 @@ impl Outlet {
 
     /// The pacer follows the estimate.
     fn follow(&mut self, now: Instant) {
-        let enough = f64::from(self.wanted.most.kbps()) * ENOUGH;
-        let carries_all = self.is_near && f64::from(self.congestion.estimate().kbps()) >= enough;
-        if self.is_known() && !carries_all {
-            let on_trial = self.wanted.on_trial.map_or(0.0, |rate| f64::from(rate.kbps()) * TRIAL_PACE);
-            let rate = self.congestion.pacing_rate().max(Bitrate::from_kbps(on_trial as u32));
-            self.pacer.get_or_insert_with(|| Pacer::new(now)).set_rate(rate);
-        } else if self.is_known() || self.reports >= PATIENCE {
+        if self.is_known() {
+            let pace = self.pace(now);
+            self.pacer.get_or_insert_with(|| Pacer::new(now)).set_rate(pace);
+        } else if self.reports >= PATIENCE {
             self.pacer = None;
         }
     }
+
+    fn pace(&self, now: Instant) -> Bitrate {
+        let enough = scaled(self.wanted.most, ENOUGH);
+        let slow_at = self.congestion.lowered_at().max(self.congestion.spread_at());
+        let is_calm = slow_at.is_none_or(|at| now.saturating_duration_since(at) >= NEAR_AGAIN_AFTER);
+        let pace = self.congestion.pacing_rate();
+        if self.is_near && is_calm && self.congestion.estimate() >= enough {
+            return pace.max(scaled(self.settings.most, NEAR_PACE));
+        }
+        self.wanted.on_trial.map_or(pace, |rate| pace.max(scaled(rate, TRIAL_PACE)))
+    }
+}
+
+fn scaled(rate: Bitrate, by: f64) -> Bitrate {
+    Bitrate::from_kbps((f64::from(rate.kbps()) * by) as u32)
 }
 
 /// Bytes over about a second.
@@ -338,14 +354,32 @@ mod tests {
     }
 
     #[test]
-    fn a_far_viewer_who_will_tell_is_paced_from_the_first_packet_and_the_others_are_not() {
+    fn a_near_viewers_first_keyframe_leaves_within_one_pictures_time_and_not_at_once() {
+        let start = Instant::now();
+        let mut outlet = Outlet::new(SETTINGS, Numbers::Probed, start);
+        outlet.begin(true, start);
+        // Eight pictures' worth of 2 Mbit/s: the half of `most`, which is twice what the camera's encoder gives.
+        let (mut now, mut left) = (start, 8 * 2_000_000 / 8 / 30 / PACKET);
+        let mut most_at_once = 0;
+        loop {
+            let sent = burst(&mut outlet, now);
+            most_at_once = most_at_once.max(sent);
+            left = left.saturating_sub(sent);
+            if left == 0 {
+                break;
+            }
+            now = outlet.ready_at(now);
+        }
+        assert!(now - start < 33 * MS && most_at_once < 20, "{:?}, {most_at_once} packets at once", now - start);
+    }
+
+    #[test]
+    fn a_far_viewer_who_will_tell_is_paced_from_the_first_packet_and_who_will_not_is_not() {
         let now = Instant::now();
-        for (numbers, is_near, is_paced) in
-            [(Numbers::Probed, false, true), (Numbers::Probed, true, false), (Numbers::None, false, false)]
-        {
+        for (numbers, is_paced) in [(Numbers::Probed, true), (Numbers::Unprobed, true), (Numbers::None, false)] {
             let mut outlet = Outlet::new(SETTINGS, numbers, now);
-            outlet.begin(is_near, now);
-            assert_eq!(burst(&mut outlet, now) < 10, is_paced, "{numbers:?} {is_near}");
+            outlet.begin(false, now);
+            assert_eq!(burst(&mut outlet, now) < 10, is_paced, "{numbers:?}");
         }
     }
 

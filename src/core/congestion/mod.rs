@@ -1,5 +1,6 @@
 //! What one viewer's network carries, told from what was sent and what came of it.
 
+mod bursts;
 mod history;
 mod loss;
 pub mod pacer;
@@ -11,6 +12,7 @@ mod trend;
 use std::time::{Duration, Instant};
 
 use super::access_unit::Bitrate;
+use bursts::Bursts;
 use history::{History, News};
 use loss::{Loss, Verdict};
 use probes::Probes;
@@ -70,6 +72,7 @@ pub struct Congestion {
     sent: Throughput,
     arrived: Throughput,
     trend: Trend,
+    bursts: Bursts,
     loss: Loss,
     probes: Probes,
     /// When something was last told.
@@ -137,6 +140,7 @@ impl Congestion {
             sent: Throughput::default(),
             arrived: Throughput::default(),
             trend: Trend::default(),
+            bursts: Bursts::default(),
             loss: Loss::default(),
             probes: Probes::new(now),
             seen_at: now,
@@ -196,6 +200,7 @@ impl Congestion {
             self.newest_arrived = self.newest_arrived.max(Some(number));
             self.arrived.add(sent.bytes, at);
             self.trend.add(sent.at, at);
+            self.bursts.add(sent.at, at, now);
             if sent.probe.is_some_and(|probe| self.probes.is_running(probe)) {
                 self.probes.add(sent.bytes, sent.at, at);
             }
@@ -286,6 +291,11 @@ impl Congestion {
     /// When the network last had too much, as far as its viewer tells when packets arrive.
     pub fn lowered_at(&self) -> Option<Instant> {
         self.rate.lowered_at()
+    }
+
+    /// When a burst last arrived as a queue: what leaves in one go is more than the network takes in one go.
+    pub fn spread_at(&self) -> Option<Instant> {
+        self.bursts.spread_at()
     }
 
     /// Packets are on their way, and for some time nothing was said about them. The estimate is a guess meanwhile.
@@ -434,7 +444,7 @@ impl Congestion {
         }
         // Another clock: nothing of the old one can be compared with it.
         self.clock_offset = Some(at - sent - GREATEST_LEAP);
-        (self.trend, self.arrived) = (Trend::default(), Throughput::default());
+        (self.trend, self.bursts, self.arrived) = (Trend::default(), Bursts::default(), Throughput::default());
         Duration::from_micros((sent + GREATEST_LEAP).unsigned_abs())
     }
 
