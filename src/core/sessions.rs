@@ -278,11 +278,6 @@ impl Sessions {
         Some(camera.wanted(session))
     }
 
-    /// Whose session it is.
-    pub fn address(&self, session: SessionId) -> Option<&Address> {
-        Some(&self.sessions.get(&session)?.address)
-    }
-
     /// Whether the camera can have a low rendition.
     pub fn handle_low(&mut self, camera: &CameraId, is_possible: bool, now: Instant) {
         self.change(camera, |camera| camera.set_low_possible(is_possible, now));

@@ -251,13 +251,6 @@ impl Congestion {
         self.judge_report(lost, passed, now);
     }
 
-    /// The path is another one from here on. What is said of packets that took the old one is not heard.
-    pub fn handle_new_path(&mut self, now: Instant) {
-        let mut new = Self { wanted: self.wanted, started: self.started, ..Self::new(self.settings, now) };
-        new.probes.go_on_counting(&self.probes);
-        *self = new;
-    }
-
     pub fn handle_timeout(&mut self, now: Instant) {
         self.seen_at = now;
         let Some(at) = self.silence_ends_at() else { return };
@@ -334,11 +327,6 @@ impl Congestion {
     /// From a packet's leaving to the feedback about it, the viewer's wait before it reports included; `None` before one.
     pub fn round_trip(&self) -> Option<Duration> {
         self.round_trip
-    }
-
-    /// What packets wait on the way, above the least of the last while; `None` without transport-wide feedback.
-    pub fn queue_delay(&self) -> Option<Duration> {
-        self.trend.queue()
     }
 
     fn judge_rate(&mut self, now: Instant) {
