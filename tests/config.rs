@@ -82,7 +82,7 @@ fn a_whole_configuration_becomes_the_settings_of_the_parts() {
     assert_eq!(back.source, Source::Auto);
     let low = |camera: &CameraSettings| camera.low.map(|low| (low.width, low.height, low.max.kbps(), low.min.kbps()));
     assert_eq!(low(front), Some((Some(640), None, 700, 100)));
-    assert_eq!(low(back), Some((None, None, 400, 100)), "never more than the encoder's own");
+    assert_eq!(low(back), Some((None, None, 320, 100)), "never more than four fifths of the encoder's own");
     assert_eq!(low(side), None);
     let places: Vec<usize> = config.sessions.cameras.iter().map(|camera| camera.max_viewers).collect();
     assert_eq!(places, [2, 8, 8]);

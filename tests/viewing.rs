@@ -741,3 +741,16 @@ fn a_viewer_too_slow_for_the_only_rendition_sees_a_part_of_each_gop_however_rare
         assert!(pictures(&house, fast) as u64 >= house.captured - 5);
     }
 }
+
+#[test]
+fn a_near_viewer_behind_a_slow_uplink_is_paced_once_that_shows() {
+    let mut house = House::new(8);
+    let ann = house.join(slow(5000, MS));
+    house.run_for(5 * S);
+    let since = house.now;
+    house.run_for(20 * S);
+    let waits = house.viewers[ann].down.waits.iter().filter(|wait| wait.sent > since);
+    let longest = waits.map(|wait| wait.queue).max().unwrap();
+    assert!(longest < 60 * MS, "{longest:?}");
+    assert!(pictures(&house, ann) as u64 + 10 >= house.captured);
+}

@@ -292,6 +292,7 @@ impl TryFrom<EncoderToml> for EncoderSettings {
 }
 
 /// The second, smaller rendition of a camera whose picture is `high` pixels and takes `most` at most; `None`: it is not wanted.
+/// Four fifths of that are the most it is given: at nearly the same rate it would be no way out for anybody.
 fn low_rendition(low: &LowToml, high: (u32, u32), most: Bitrate) -> Result<Option<LowSettings>, Wrong> {
     let LowToml { enabled, width, height, max_kbps, min_kbps } = *low;
     let side = |key, pixels: i64, high: u32| {
@@ -307,6 +308,7 @@ fn low_rendition(low: &LowToml, high: (u32, u32), most: Bitrate) -> Result<Optio
     };
     let (width, height) = (side("width", width, high.0)?, side("height", height, high.1)?);
     let (max, min) = rates(max_kbps, min_kbps)?;
+    let most = Bitrate::from_kbps(most.kbps() * 4 / 5);
     Ok(enabled.then(|| LowSettings { width, height, max: max.min(most), min: min.min(most) }))
 }
 

@@ -6,11 +6,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::access_unit::{AccessUnit, Bitrate};
+use super::access_unit::AccessUnit;
 use super::camera::{Demand, LowDemand, Rendition};
 use super::figures::Quality;
 use super::pace::{Pace, Rate};
-use super::renditions::{Decision, Renditions};
+use super::renditions::{Decision, Network, Renditions, Wanted};
 use super::sessions::{SessionId, ViewedCamera};
 use super::signal::{CloseReason, Correlation, RejectReason};
 use super::trigger::{Action, Event, Happening};
@@ -181,9 +181,9 @@ impl Camera {
         self.decide(now);
     }
 
-    /// What a viewer's network carries.
-    pub(super) fn estimate(&mut self, session: SessionId, estimate: Bitrate, now: Instant) {
-        self.renditions.estimate(session, estimate);
+    /// What is heard of a viewer's network.
+    pub(super) fn hear(&mut self, session: SessionId, network: Network, now: Instant) {
+        self.renditions.hear(session, network);
         self.decide(now);
     }
 
@@ -191,8 +191,7 @@ impl Camera {
         self.renditions.rendition(session).unwrap_or(Rendition::High)
     }
 
-    /// More than this is of no use to the viewer.
-    pub(super) fn wanted(&self, session: SessionId) -> Bitrate {
+    pub(super) fn wanted(&self, session: SessionId) -> Wanted {
         self.renditions.wanted(session)
     }
 

@@ -156,11 +156,11 @@ fn a_slow_viewer_opens_the_low_rendition_and_one_that_heals_goes_back_with_a_key
     for session in [fast, slow] {
         camera.watch(now);
         camera.viewer_joined(session, Quality::Auto, now);
-        camera.estimate(session, Bitrate::from_kbps(5000), now);
+        camera.hear(session, Network::Carries { estimate: Bitrate::from_kbps(5000), is_untried: false }, now);
     }
     moved(&mut camera);
     let mut run = |camera: &mut Camera, estimate, time: Duration| {
-        camera.estimate(slow, Bitrate::from_kbps(estimate), now);
+        camera.hear(slow, Network::Carries { estimate: Bitrate::from_kbps(estimate), is_untried: false }, now);
         let end = now + time;
         while let Some(at) = camera.poll_timeout().filter(|&at| at <= end) {
             now = at;

@@ -39,6 +39,13 @@ const RAISE_AFTER: Duration = Duration::from_millis(500);
 const LEAST_RAISE: f64 = 0.05;
 /// Reports come often; the sum of them is looked at so often.
 const DECIDE_EVERY: Duration = Duration::from_millis(100);
+/// A viewer that cannot be probed is moved up on trial, and has so long to show that its network carries it, unless it shows
+/// the opposite: its estimate may rise by 8 % a second, and has a way to go.
+const TRIAL: Duration = Duration::from_secs(30);
+/// It has to carry what it gets meanwhile by this much more, unless that is all that a low rendition ever is.
+const TRIED_FROM: f64 = 1.1;
+/// A network is probed for a little more than is needed to be moved up.
+const SLACK: f64 = 1.05;
 /// The low encoder is kept for so long after its last viewer left it.
 const LOW_LINGER: Duration = Duration::from_secs(5);
 
@@ -54,6 +61,27 @@ pub struct RenditionsSettings {
     pub high: Range,
     /// `None`: the owner wants no second rendition.
     pub low: Option<Range>,
+}
+
+/// What is heard of a viewer's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    Carries {
+        estimate: Bitrate,
+        /// It carries all it is sent and cannot be probed: only more pictures would show whether it carries more.
+        is_untried: bool,
+    },
+    /// Packets are on their way and nothing is said about them: the viewer may be gone, or the network for a moment.
+    Silent,
+}
+
+/// What a viewer is to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What its network would have to carry for the viewer to want no more.
+    pub most: Bitrate,
+    /// The bitrate of the rendition that it has on trial, whatever is thought of its network.
+    pub on_trial: Option<Bitrate>,
 }
 
 /// What is to be encoded, and who is to be moved.
@@ -94,12 +122,14 @@ struct Seat {
     quality: Quality,
     rendition: Rendition,
     /// `None`: nothing is known of its network, and it is not asked about it.
-    estimate: Option<Bitrate>,
+    network: Option<Network>,
     /// Since when its network is too slow for the high rendition, or good enough for it.
     too_slow_since: Option<Instant>,
     good_since: Option<Instant>,
     moved_at: Option<Instant>,
     stay: Duration,
+    /// Until then it may show that its network carries the high rendition.
+    trial_ends_at: Option<Instant>,
 }
 
 impl Renditions {
@@ -119,16 +149,7 @@ impl Renditions {
 
     /// A viewer is connected. It begins with the high rendition; what it asks for is decided next.
     pub fn join(&mut self, viewer: SessionId, quality: Quality, now: Instant) {
-        let seat = Seat {
-            quality,
-            rendition: Rendition::High,
-            estimate: None,
-            too_slow_since: None,
-            good_since: None,
-            moved_at: None,
-            stay: FIRST_STAY,
-        };
-        self.viewers.insert(viewer, seat);
+        self.viewers.insert(viewer, Seat::new(quality));
         self.is_open = true;
         self.due_at.get_or_insert(now);
     }
@@ -142,15 +163,16 @@ impl Renditions {
     pub fn prefer(&mut self, viewer: SessionId, quality: Quality) {
         if let Some(seat) = self.viewers.get_mut(&viewer) {
             // A choice counts at once, whatever was tried before.
-            *seat = Seat { quality, too_slow_since: None, good_since: None, moved_at: None, stay: FIRST_STAY, ..*seat };
+            *seat = Seat { rendition: seat.rendition, network: seat.network, ..Seat::new(quality) };
             self.is_open = true;
         }
     }
 
-    /// What a viewer's network carries, as far as is known.
-    pub fn estimate(&mut self, viewer: SessionId, estimate: Bitrate) {
+    /// What is heard of a viewer's network now. One that is silent keeps its place and counts for nothing until it is heard again:
+    /// most who fall silent have gone.
+    pub fn hear(&mut self, viewer: SessionId, network: Network) {
         if let Some(seat) = self.viewers.get_mut(&viewer) {
-            self.is_open |= seat.estimate.replace(estimate) != Some(estimate);
+            self.is_open |= seat.network.replace(network) != Some(network);
         }
     }
 
@@ -164,14 +186,15 @@ impl Renditions {
         Some(self.viewers.get(&viewer)?.rendition)
     }
 
-    /// What a viewer's network would have to carry for the viewer to want no more.
-    pub fn wanted(&self, viewer: SessionId) -> Bitrate {
-        let quality = self.viewers.get(&viewer).map_or(Quality::Auto, |seat| seat.quality);
+    pub fn wanted(&self, viewer: SessionId) -> Wanted {
+        let seat = self.viewers.get(&viewer);
         let most = match self.low() {
-            Some(low) if quality == Quality::Low => low.most,
-            _ => self.settings.high.most,
+            Some(low) if seat.is_some_and(|seat| seat.quality == Quality::Low) => low.most,
+            Some(low) => self.settings.high.most.max(low.most),
+            None => self.settings.high.most,
         };
-        scaled(most, UP_MARGIN / USABLE)
+        let on_trial = seat.and_then(|seat| seat.trial_ends_at).map(|_| self.high.bitrate);
+        Wanted { most: scaled(most, UP_MARGIN * SLACK / USABLE), on_trial }
     }
 
     /// When the next decision is due; `None`: nothing will change by itself.
@@ -190,12 +213,12 @@ impl Renditions {
                 moves.push((viewer, rendition));
             }
         }
-        let limits = self.settings.high;
-        let healthy = |seat: &&Seat| seat.rendition == Rendition::High && !seat.is_dragging(needs);
+        let high = || self.viewers.values().filter(|seat| seat.rendition == Rendition::High);
         // When nobody keeps up, there is nobody to be spared: then the slowest counts.
-        let slowest = least_usable(self.viewers.values().filter(healthy))
-            .or_else(|| least_usable(self.viewers.values().filter(|seat| seat.rendition == Rendition::High)));
-        self.high.follow(slowest.unwrap_or(limits.most), limits, now);
+        let slowest = least_usable(high().filter(|seat| seat.counts(needs))).or_else(|| least_usable(high()));
+        // What those get who were heard is kept for them, if they are all silent now.
+        let otherwise = if high().any(Seat::is_silent) { self.high.bitrate } else { self.settings.high.most };
+        self.high.follow(slowest.unwrap_or(otherwise), self.settings.high, now);
         let low = self.decide_low(now);
         let lingers = low.is_some() && !self.viewers.values().any(|seat| seat.rendition == Rendition::Low);
         let is_held = self.high.is_held || low.is_some() && self.low.is_held;
@@ -209,9 +232,15 @@ impl Renditions {
         if seats().next().is_some() {
             let is_new = self.low_needed_at.replace(now).is_none();
             let keeps_up = |seat: &&Seat| seat.usable().is_some_and(|usable| usable >= limits.least);
-            let is_known = seats().any(|seat| seat.estimate.is_some());
-            let rate =
-                least_usable(seats().filter(keeps_up)).unwrap_or(if is_known { limits.least } else { limits.most });
+            let rate = least_usable(seats().filter(keeps_up)).unwrap_or_else(|| {
+                if seats().any(|seat| seat.usable().is_some()) {
+                    limits.least
+                } else if seats().any(Seat::is_silent) {
+                    self.low.bitrate
+                } else {
+                    limits.most
+                }
+            });
             if is_new {
                 self.low = Level { bitrate: stepped(rate, limits), changed_at: Some(now), is_held: false };
             } else {
@@ -238,9 +267,17 @@ impl Renditions {
         };
         let best = self.viewers.values().filter(|seat| seat.quality != Quality::Low).filter_map(Seat::usable).max();
         let best = best.unwrap_or(self.settings.high.most).min(self.settings.high.most);
-        let needs =
-            Needs { has_low: self.low().is_some(), floor, share: scaled(best, DRAG), patience: DOWN_AFTER_ALONE };
-        let spares = self.viewers.values().any(|seat| seat.rendition == Rendition::High && !seat.is_dragging(needs));
+        let most_of_low = self.settings.low.map_or(floor, |low| low.most);
+        let needs = Needs {
+            has_low: self.low().is_some(),
+            floor,
+            share: scaled(best, DRAG),
+            encoded: self.high.bitrate,
+            tried_from: scaled(self.low.bitrate, TRIED_FROM).min(most_of_low),
+            patience: DOWN_AFTER_ALONE,
+        };
+        let is_spared = |seat: &Seat| seat.rendition == Rendition::High && !seat.is_silent() && seat.counts(needs);
+        let spares = self.viewers.values().any(is_spared);
         if spares { Needs { patience: DOWN_AFTER, ..needs } } else { needs }
     }
 }
@@ -253,6 +290,10 @@ struct Needs {
     floor: Bitrate,
     /// Beside the best of the others.
     share: Bitrate,
+    /// The high rendition's bitrate now.
+    encoded: Bitrate,
+    /// Of a viewer that cannot be probed.
+    tried_from: Bitrate,
     /// How long a viewer may fall short of it.
     patience: Duration,
 }
@@ -264,8 +305,28 @@ impl Needs {
 }
 
 impl Seat {
+    fn new(quality: Quality) -> Self {
+        Self {
+            quality,
+            rendition: Rendition::High,
+            network: None,
+            too_slow_since: None,
+            good_since: None,
+            moved_at: None,
+            stay: FIRST_STAY,
+            trial_ends_at: None,
+        }
+    }
+
     fn usable(&self) -> Option<Bitrate> {
-        self.estimate.map(|estimate| scaled(estimate, USABLE))
+        match self.network {
+            Some(Network::Carries { estimate, .. }) => Some(scaled(estimate, USABLE)),
+            Some(Network::Silent) | None => None,
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.network == Some(Network::Silent)
     }
 
     /// Whether to follow this viewer would cost the others too much.
@@ -273,10 +334,15 @@ impl Seat {
         self.usable().is_some_and(|usable| usable < needs.least())
     }
 
+    /// Whether the high rendition follows it. While it is on trial, what is thought of its network says nothing yet.
+    fn counts(&self, needs: Needs) -> bool {
+        !self.is_dragging(needs) && self.trial_ends_at.is_none()
+    }
+
     /// Time alone may move it.
     fn is_about_to_move(&self) -> bool {
         match self.rendition {
-            Rendition::High => self.too_slow_since.is_some(),
+            Rendition::High => self.too_slow_since.is_some() || self.trial_ends_at.is_some(),
             Rendition::Low => self.good_since.is_some(),
         }
     }
@@ -290,14 +356,23 @@ impl Seat {
             Quality::Auto => None,
         };
         if let Some(wished) = wished {
-            (self.too_slow_since, self.good_since) = (None, None);
+            // It did not come there by what was thought of its network: where it goes next shows no mistake.
+            *self = Self { too_slow_since: None, good_since: None, moved_at: None, trial_ends_at: None, ..*self };
             return (wished != self.rendition).then_some(wished);
+        }
+        if self.is_silent() {
+            (self.too_slow_since, self.good_since) = (None, None);
+            return None;
         }
         let usable = self.usable();
         let is_good = usable.is_none_or(|usable| usable >= scaled(needs.least(), UP_MARGIN));
-        let is_too_slow = self.is_dragging(needs);
+        let is_untried = matches!(self.network, Some(Network::Carries { is_untried: true, .. }));
+        let may_be_tried = is_untried && usable >= Some(needs.tried_from);
+        let is_proven = usable >= Some(needs.encoded);
+        self.trial_ends_at.take_if(|at| now >= *at || !is_untried || is_proven);
+        let is_too_slow = self.is_dragging(needs) && self.trial_ends_at.is_none();
         note(&mut self.too_slow_since, is_too_slow, now);
-        note(&mut self.good_since, is_good, now);
+        note(&mut self.good_since, is_good || may_be_tried, now);
         match self.rendition {
             Rendition::High => {
                 let held = self.moved_at.map(|at| now.saturating_duration_since(at));
@@ -319,6 +394,7 @@ impl Seat {
                     return None;
                 }
                 self.moved_at = Some(now);
+                self.trial_ends_at = (!is_good).then_some(now + TRIAL);
                 Some(Rendition::High)
             }
         }

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::access_unit::{AccessUnit, Bitrate};
+use super::access_unit::AccessUnit;
 use super::camera::Rendition;
 use super::counters::ViewerCounters;
 use super::demand::{Camera, StillId, Told};
 use super::figures::{Figures, Quality};
-use super::renditions::RenditionsSettings;
+use super::renditions::{Network, RenditionsSettings, Wanted};
 use super::session::{Event, State};
 use super::signal::{
     Address, CameraId, ClientId, CloseReason, Correlation, LinkId, Notice, RejectReason, Reply, Request, Response,
@@ -265,22 +265,17 @@ impl Sessions {
         self.sessions.get(&session).map(|known| known.address.client.link)
     }
 
-    /// What a viewer's network carries, as far as is known.
-    pub fn handle_estimate(&mut self, session: SessionId, estimate: Bitrate, now: Instant) {
+    /// What is heard of a viewer's network.
+    pub fn handle_network(&mut self, session: SessionId, network: Network, now: Instant) {
         if let Some(camera) = self.sessions.get(&session).map(|known| known.camera.clone()) {
-            self.change(&camera, |camera| camera.estimate(session, estimate, now));
+            self.change(&camera, |camera| camera.hear(session, network, now));
         }
     }
 
-    /// More than this is of no use to the viewer: its network need not be tried for it.
-    pub fn wanted(&self, session: SessionId) -> Option<Bitrate> {
+    /// What a viewer is to be sent, and what its network is to be tried for.
+    pub fn wanted(&self, session: SessionId) -> Option<Wanted> {
         let camera = self.cameras.get(&self.sessions.get(&session)?.camera)?;
         Some(camera.wanted(session))
-    }
-
-    /// Whose session it is.
-    pub fn address(&self, session: SessionId) -> Option<&Address> {
-        Some(&self.sessions.get(&session)?.address)
     }
 
     /// Whether the camera can have a low rendition.

@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::access_unit::Bitrate;
 use crate::core::camera::Demand;
 use crate::core::renditions::Range;
 use crate::core::signal::{LinkId, SessionName};

@@ -34,18 +34,18 @@ use tracing::debug;
 
 use self::feedback::{Feedback, Heard};
 use self::history::History;
-use self::outlet::Outlet;
+use self::outlet::{Numbers, Outlet};
 use self::picture::Underway;
 use self::sdp::RemoteCandidate;
 use self::stream::{PLAYOUT_DELAY_URI, Stream};
 use self::succession::{Succession, Way};
 use self::transport_wide::{Numbering, TRANSPORT_WIDE_URI};
-use crate::core::access_unit::Bitrate;
 use crate::core::candidate::{Candidate, CandidateKind};
 use crate::core::congestion::CongestionSettings;
 use crate::core::counters::ViewerCounters;
 use crate::core::figures::{Figures, Path, Quality};
 use crate::core::playout::Playout;
+use crate::core::renditions::{Network, Wanted};
 use crate::core::roaming::is_stranded;
 use crate::core::sessions::PeerEvent;
 use crate::core::signal::RejectReason;
@@ -59,7 +59,7 @@ pub use self::setup::{Identity, IdentityError, PeerSettings};
 const CHECKED_CANDIDATES: usize = 16;
 /// Handling the same timeout again sooner only burns CPU.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
-/// A viewer so near is on the same network, which carries a keyframe at once: there is no sense in slowing the first one down.
+/// A viewer so near is most likely on the same network, where there is no sense in slowing the first keyframe down.
 const NEAR: Duration = Duration::from_millis(10);
 
 /// An answer, and what tells the datagrams of its viewer from those of others.
@@ -128,7 +128,7 @@ impl Peer {
             feedback,
             stream,
             history: History::new(),
-            outlet: Outlet::new(congestion, false, now),
+            outlet: Outlet::new(congestion, Numbers::None, now),
             numbering: Numbering::default(),
             playout: Playout::default(),
             underway: None,
@@ -152,7 +152,12 @@ impl Peer {
         let answer = peer.negotiate(offer, now)?;
         peer.stream.playout_delay_id = peer.negotiated_extension(PLAYOUT_DELAY_URI);
         peer.stream.transport_wide_id = peer.negotiated_extension(TRANSPORT_WIDE_URI).filter(|_| video.transport_cc);
-        peer.outlet = Outlet::new(congestion, peer.stream.transport_wide_id.is_some(), now);
+        let numbers = match (peer.stream.transport_wide_id, peer.stream.rtx_ssrc()) {
+            (None, _) => Numbers::None,
+            (Some(_), None) => Numbers::Unprobed,
+            (Some(_), Some(_)) => Numbers::Probed,
+        };
+        peer.outlet = Outlet::new(congestion, numbers, now);
         Ok((peer, answer))
     }
 
@@ -279,9 +284,9 @@ impl Peer {
         self.unread_loss.take()
     }
 
-    /// What its network carries; `None` while the viewer has said too little to tell.
-    pub fn estimate(&self, now: Instant) -> Option<Bitrate> {
-        self.outlet.estimate(now)
+    /// What is heard of its network; `None`: nothing yet, or nothing again, and what was heard before holds.
+    pub fn network(&self, now: Instant) -> Option<Network> {
+        self.outlet.network(now)
     }
 
     /// Its estimate rests on more than loss reports, and its packets leave as its network allows.
@@ -294,9 +299,8 @@ impl Peer {
         self.has_path && self.path().is_some_and(|path| is_stranded(&path, &self.candidates, candidates))
     }
 
-    /// More than this is of no use to it.
-    pub fn set_wanted(&mut self, wanted: Bitrate) {
-        self.outlet.set_wanted(wanted);
+    pub fn set_wanted(&mut self, wanted: Wanted, now: Instant) {
+        self.outlet.set_wanted(wanted, now);
     }
 
     /// How it fares, as far as the connection knows; what it asked for and was given is not known here.
@@ -305,7 +309,7 @@ impl Peer {
             quality: Quality::Auto,
             rendition: None,
             is_thinned: false,
-            estimate: self.estimate(now),
+            estimate: self.outlet.estimate(now),
             sent: self.outlet.sent(now),
             loss: self.fraction_lost,
             round_trip: self.history.round_trip(),
@@ -378,7 +382,7 @@ impl Peer {
         }
     }
 
-    /// Whether the newest ICE check on the path in use was answered so soon that the viewer must be on the same network.
+    /// Whether the newest ICE check on the path in use was answered so soon that the viewer is most likely on the same network.
     fn is_near(&mut self, now: Instant) -> bool {
         let report = self.connection.get_stats(now, StatsSelector::None);
         let selected = report.transport().and_then(|transport| report.get(&transport.selected_candidate_pair_id));

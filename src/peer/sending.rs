@@ -18,10 +18,8 @@ impl Peer {
     /// Takes the next picture to send; there must be none under way.
     pub fn begin(&mut self, picture: Picture, now: Instant) {
         let timestamp = self.stream.timestamp(picture.captured_at);
-        if self.stream.rtx_ssrc().is_some() {
-            self.outlet.begin_probe(now);
-            self.fillers = 0;
-        }
+        self.outlet.begin_probe(now);
+        self.fillers = 0;
         let playout_delay = self.playout.tell(picture.is_keyframe(), now);
         self.underway = Some(Underway::new(picture, timestamp, playout_delay));
     }

@@ -236,8 +236,8 @@ impl Publisher {
             for (rendition, is_wanted) in &mut wanted {
                 *is_wanted |= progress.wants_keyframe == Some(*rendition);
             }
-            if let Some(estimate) = progress.estimate {
-                self.sessions.handle_estimate(session, estimate, now);
+            if let Some(network) = progress.network {
+                self.sessions.handle_network(session, network, now);
             }
             viewer.send(session, &mut self.remotes, send);
             let timeout = viewer.peer.timeout(now);
@@ -434,7 +434,7 @@ impl Publisher {
             }
         }
         if let Some(wanted) = self.sessions.wanted(session) {
-            viewer.peer.set_wanted(wanted);
+            viewer.peer.set_wanted(wanted, now);
         }
         self.advance(session, now, send);
         if let Some(viewer) = self.viewers.get_mut(&session) {
@@ -452,8 +452,8 @@ impl Publisher {
         if let Some(rendition) = progress.wants_keyframe {
             self.sessions.want_keyframe(&viewer.camera, rendition, now);
         }
-        if let Some(estimate) = progress.estimate {
-            self.sessions.handle_estimate(session, estimate, now);
+        if let Some(network) = progress.network {
+            self.sessions.handle_network(session, network, now);
         }
         viewer.send(session, &mut self.remotes, send);
         let timeout = viewer.peer.timeout(now);

@@ -15,11 +15,11 @@ use super::Sender;
 use super::remotes::{Remote, Remotes, Way};
 use super::rings::Rings;
 use super::stun::is_stun_success;
-use crate::core::access_unit::Bitrate;
 use crate::core::camera::Rendition;
 use crate::core::figures::Figures;
 use crate::core::gop_ring::{Cursor, Next};
 use crate::core::pace::{Pace, Rate};
+use crate::core::renditions::Network;
 use crate::core::sessions::SessionId;
 use crate::core::signal::CameraId;
 use crate::core::thinning::Thinning;
@@ -50,7 +50,7 @@ pub(super) struct Viewer {
     /// Where it goes on as soon as there is a keyframe.
     moving: Option<(Rendition, Cursor)>,
     thinning: Thinning,
-    told_estimate: Option<Bitrate>,
+    told_network: Option<Network>,
     units_skipped: u64,
     skipped_at: Option<Instant>,
     /// When the picture under way was begun, if it is a keyframe, and how long the last one took.
@@ -72,8 +72,8 @@ pub(super) struct Progress {
     pub(super) skipped: u64,
     /// The rendition of which it waits for a keyframe that should be asked for.
     pub(super) wants_keyframe: Option<Rendition>,
-    /// What its network carries, where that is news.
-    pub(super) estimate: Option<Bitrate>,
+    /// What is heard of its network, where that is news.
+    pub(super) network: Option<Network>,
 }
 
 impl Viewer {
@@ -87,7 +87,7 @@ impl Viewer {
             cursor: None,
             moving: None,
             thinning: Thinning::default(),
-            told_estimate: None,
+            told_network: None,
             units_skipped: 0,
             skipped_at: None,
             keyframe_begun_at: None,
@@ -101,7 +101,7 @@ impl Viewer {
 
     /// It is connected: for the first time, or again after a change of networks. True: it waits for a keyframe.
     pub(super) fn join(&mut self, rings: &Rings, fresh: Duration, now: Instant) -> bool {
-        self.told_estimate = None;
+        self.told_network = None;
         let ring = rings.of(self.reading);
         let cursor = self.cursor.insert(ring.join(now, fresh));
         ring.awaits_keyframe(cursor)
@@ -138,7 +138,7 @@ impl Viewer {
             self.units_skipped += progress.skipped;
             self.skipped_at = Some(now);
         }
-        progress.estimate = self.news_of_estimate(now);
+        progress.network = self.news_of_network(now);
         progress
     }
 
@@ -197,9 +197,9 @@ impl Viewer {
         }
     }
 
-    fn news_of_estimate(&mut self, now: Instant) -> Option<Bitrate> {
-        let estimate = self.peer.estimate(now)?;
-        (self.told_estimate.replace(estimate) != Some(estimate)).then_some(estimate)
+    fn news_of_network(&mut self, now: Instant) -> Option<Network> {
+        let network = self.peer.network(now)?;
+        (self.told_network.replace(network) != Some(network)).then_some(network)
     }
 
     /// Whether its wish for a keyframe is to be heeded.

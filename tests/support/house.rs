@@ -30,7 +30,7 @@ const FRAME: Duration = Duration::from_nanos(33_333_333);
 const DELTA_BYTES_PER_KBPS: f64 = 3.5;
 const KEYFRAME_BYTES_PER_KBPS: f64 = 28.0;
 
-const RENDITIONS: RenditionsSettings = RenditionsSettings {
+pub const RENDITIONS: RenditionsSettings = RenditionsSettings {
     high: Range { least: Bitrate::from_kbps(150), most: Bitrate::from_kbps(2000) },
     low: Some(Range { least: Bitrate::from_kbps(100), most: Bitrate::from_kbps(500) }),
 };
@@ -121,12 +121,16 @@ pub fn relayed_address() -> SocketAddr {
 
 impl House {
     pub fn new(max_viewers: usize) -> Self {
+        Self::with_renditions(max_viewers, RENDITIONS)
+    }
+
+    pub fn with_renditions(max_viewers: usize, renditions: RenditionsSettings) -> Self {
         let now = Instant::now();
         let counters = Arc::<ViewerCounters>::default();
-        let bitrate = Bitrate::from_kbps(2000);
+        let bitrate = renditions.high.most;
         let settings = PublisherSettings {
             sessions: SessionsSettings {
-                cameras: vec![ViewedCamera { id: front(), max_viewers, renditions: RENDITIONS }],
+                cameras: vec![ViewedCamera { id: front(), max_viewers, renditions }],
                 switched_off: BTreeSet::new(),
                 negotiation_timeout: Duration::from_secs(10),
                 max_negotiations: 16,

@@ -45,6 +45,8 @@ pub struct Viewer {
 pub enum Tells {
     /// When each packet arrived, as browsers do.
     Arrivals,
+    /// The same, but it knows no stream of repeats, without which its network cannot be probed.
+    ArrivalsWithoutRepeats,
     /// It agreed to tell, and never does.
     Never,
     Nothing,
@@ -103,7 +105,7 @@ impl Viewer {
             let extension = RTCRtpHeaderExtensionCapability { uri: TRANSPORT_WIDE.into() };
             media.register_header_extension(extension, RtpCodecKind::Video, None).unwrap();
         }
-        if tells == Tells::Arrivals {
+        if matches!(tells, Tells::Arrivals | Tells::ArrivalsWithoutRepeats) {
             let receiver = TwccReceiverBuilder::new().with_interval(FEEDBACK_INTERVAL).build();
             registry = registry.with(Slot::TwccReceiver, receiver);
         }
@@ -111,9 +113,9 @@ impl Viewer {
             .into_iter()
             .map(|(typ, parameter)| RTCPFeedback { typ: typ.into(), parameter: parameter.into() })
             .collect::<Vec<_>>();
-        for (mime_type, payload_type, sdp_fmtp_line, rtcp_feedback) in
-            [(MIME_TYPE_H264, 108, fmtp, rtcp_feedback), (MIME_TYPE_RTX, 109, "apt=108", vec![])]
-        {
+        let repeats = (tells != Tells::ArrivalsWithoutRepeats).then(|| (MIME_TYPE_RTX, 109, "apt=108", vec![]));
+        let codecs = [(MIME_TYPE_H264, 108, fmtp, rtcp_feedback)].into_iter().chain(repeats);
+        for (mime_type, payload_type, sdp_fmtp_line, rtcp_feedback) in codecs {
             let rtp_codec = RTCRtpCodec {
                 mime_type: mime_type.into(),
                 clock_rate: 90_000,

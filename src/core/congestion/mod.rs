@@ -1,5 +1,6 @@
 //! What one viewer's network carries, told from what was sent and what came of it.
 
+mod bursts;
 mod history;
 mod loss;
 pub mod pacer;
@@ -11,6 +12,7 @@ mod trend;
 use std::time::{Duration, Instant};
 
 use super::access_unit::Bitrate;
+use bursts::Bursts;
 use history::{History, News};
 use loss::{Loss, Verdict};
 use probes::Probes;
@@ -70,6 +72,7 @@ pub struct Congestion {
     sent: Throughput,
     arrived: Throughput,
     trend: Trend,
+    bursts: Bursts,
     loss: Loss,
     probes: Probes,
     /// When something was last told.
@@ -137,6 +140,7 @@ impl Congestion {
             sent: Throughput::default(),
             arrived: Throughput::default(),
             trend: Trend::default(),
+            bursts: Bursts::default(),
             loss: Loss::default(),
             probes: Probes::new(now),
             seen_at: now,
@@ -196,6 +200,7 @@ impl Congestion {
             self.newest_arrived = self.newest_arrived.max(Some(number));
             self.arrived.add(sent.bytes, at);
             self.trend.add(sent.at, at);
+            self.bursts.add(sent.at, at, now);
             if sent.probe.is_some_and(|probe| self.probes.is_running(probe)) {
                 self.probes.add(sent.bytes, sent.at, at);
             }
@@ -246,13 +251,6 @@ impl Congestion {
         self.judge_report(lost, passed, now);
     }
 
-    /// The path is another one from here on. What is said of packets that took the old one is not heard.
-    pub fn handle_new_path(&mut self, now: Instant) {
-        let mut new = Self { wanted: self.wanted, started: self.started, ..Self::new(self.settings, now) };
-        new.probes.go_on_counting(&self.probes);
-        *self = new;
-    }
-
     pub fn handle_timeout(&mut self, now: Instant) {
         self.seen_at = now;
         let Some(at) = self.silence_ends_at() else { return };
@@ -283,6 +281,21 @@ impl Congestion {
         Bitrate::from_kbps((self.within(self.rate.estimate()) / 1000.0) as u32)
     }
 
+    /// When the network last had too much, as far as its viewer tells when packets arrive.
+    pub fn lowered_at(&self) -> Option<Instant> {
+        self.rate.lowered_at()
+    }
+
+    /// When a burst last arrived as a queue: what leaves in one go is more than the network takes in one go.
+    pub fn spread_at(&self) -> Option<Instant> {
+        self.bursts.spread_at()
+    }
+
+    /// Packets are on their way, and for some time nothing was said about them. The estimate is a guess meanwhile.
+    pub fn is_silent(&self) -> bool {
+        self.outage.is_some()
+    }
+
     pub fn basis(&self) -> Basis {
         self.basis
     }
@@ -306,6 +319,11 @@ impl Congestion {
         Bitrate::from_kbps(((estimate * factor).min(end) / 1000.0) as u32)
     }
 
+    /// What packets wait on the way, above the least of the last while; `None` without transport-wide feedback.
+    pub fn queue_delay(&self) -> Option<Duration> {
+        self.trend.queue()
+    }
+
     /// The part of the packets that did not arrive in the last second or so, 0 to 1; before repeats.
     pub fn loss(&self) -> f32 {
         if self.basis == Basis::Feedback { self.loss.fraction() } else { self.reported_loss }
@@ -314,11 +332,6 @@ impl Congestion {
     /// From a packet's leaving to the feedback about it, the viewer's wait before it reports included; `None` before one.
     pub fn round_trip(&self) -> Option<Duration> {
         self.round_trip
-    }
-
-    /// What packets wait on the way, above the least of the last while; `None` without transport-wide feedback.
-    pub fn queue_delay(&self) -> Option<Duration> {
-        self.trend.queue()
     }
 
     fn judge_rate(&mut self, now: Instant) {
@@ -424,7 +437,7 @@ impl Congestion {
         }
         // Another clock: nothing of the old one can be compared with it.
         self.clock_offset = Some(at - sent - GREATEST_LEAP);
-        (self.trend, self.arrived) = (Trend::default(), Throughput::default());
+        (self.trend, self.bursts, self.arrived) = (Trend::default(), Bursts::default(), Throughput::default());
         Duration::from_micros((sent + GREATEST_LEAP).unsigned_abs())
     }
 

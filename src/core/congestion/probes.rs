@@ -88,11 +88,6 @@ impl Probes {
         }
     }
 
-    /// Ids are never used twice.
-    pub(super) fn go_on_counting(&mut self, others: &Self) {
-        self.next_id = others.next_id;
-    }
-
     /// A rate that the link once carried, before it failed; to be tried soon.
     pub(super) fn hope_for(&mut self, rate: f64, now: Instant) {
         self.known = Some(rate);
