@@ -412,7 +412,7 @@ proptest! {
         let mut rig = Rig::new(SETTINGS);
         let mut watch = Watch::default();
         let mut possible = true;
-        for op in ops.into_iter().chain([Op::Wait(400)]) {
+        for op in ops.into_iter().chain([Op::Wait(600)]) {
             match op {
                 Op::Join(viewer, quality) => {
                     rig.renditions.join(id(viewer), quality, rig.now);

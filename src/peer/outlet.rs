@@ -43,7 +43,7 @@ const LEAST_PROBE_REST: Duration = Duration::from_millis(1);
 const WELL_FOR: Duration = Duration::from_secs(3);
 /// It is well while its own estimate is no less than this part of what it is sent, nor falls by more than this at once.
 const WELL: f64 = 0.75;
-/// And while its reports tell of no more than this: repeats mend a noisy link's loss, and a queue is no shorter where it is one.
+/// And while its reports tell of no more than this: repeats mend what a noisy link loses, and round trips differ a little.
 const MOST_LOSS: f32 = 0.15;
 const LONG_QUEUE: Duration = Duration::from_millis(200);
 /// What is given on trial is sent so much faster than it comes: a keyframe is eight pictures large.

@@ -63,7 +63,7 @@ impl Session {
 fn before_anything_is_told_it_is_a_guess() {
     let congestion = Congestion::new(SETTINGS, Instant::now());
     assert_eq!((congestion.basis(), congestion.estimate()), (Basis::Nothing, SETTINGS.start));
-    assert_eq!((congestion.round_trip(), congestion.loss()), (None, 0.0));
+    assert_eq!((congestion.round_trip(), congestion.queue_delay(), congestion.loss()), (None, None, 0.0));
 }
 
 #[test]
