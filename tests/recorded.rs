@@ -77,3 +77,24 @@ fn bursts_of_loss_that_the_network_makes_by_itself_do_not_lower_the_estimate() {
     let least = said.iter().map(|&(_, kbps)| kbps).min().unwrap();
     assert!(least >= 2700, "{least} kbit/s");
 }
+
+#[test]
+fn a_steady_narrow_link_is_known_for_what_it_carries() {
+    let said = replay(include_str!("traces/steady.csv"), 1400);
+    let (least, most) = (said.iter().map(|said| said.1).min().unwrap(), said.iter().map(|said| said.1).max().unwrap());
+    assert!(least >= 1250 && most <= 1650, "{least} to {most} kbit/s of a link that carries 1500");
+}
+
+#[test]
+fn a_link_that_falls_to_a_tenth_is_noticed_before_its_queue_is_long() {
+    let recording = include_str!("traces/step-down.csv");
+    let said = replay(recording, 3400);
+    let slow =
+        |packet: &Packet| packet.arrived.is_some_and(|arrived| arrived - packet.sent > Duration::from_millis(75));
+    let fell_at = packets(recording).into_iter().find(slow).unwrap().sent;
+    let noticed_at = said.iter().find(|(_, kbps)| *kbps < 1000).unwrap().0;
+    assert!(noticed_at - fell_at < Duration::from_millis(800), "it fell at {fell_at:?}, noticed at {noticed_at:?}");
+    let settled = said.iter().filter(|(at, _)| *at > fell_at + Duration::from_secs(3)).map(|said| said.1);
+    let (least, most) = settled.fold((u32::MAX, 0), |(least, most), kbps| (least.min(kbps), most.max(kbps)));
+    assert!(least >= 850 && most <= 1050, "{least} to {most} kbit/s of a link that carries 1000");
+}
