@@ -14,7 +14,7 @@ use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Request, S
 use edgecam::core::transmit::Transport;
 use edgecam::core::trigger::Action;
 use support::house::{House, filling, front};
-use support::network::LinkSettings;
+use support::network::{LinkSettings, Profile};
 use support::viewer::{Tells, Viewer};
 
 const S: Duration = Duration::from_secs(1);
@@ -753,4 +753,23 @@ fn a_near_viewer_behind_a_slow_uplink_is_paced_once_that_shows() {
     let longest = waits.map(|wait| wait.queue).max().unwrap();
     assert!(longest < 60 * MS, "{longest:?}");
     assert!(pictures(&house, ann) as u64 + 10 >= house.captured);
+}
+
+#[test]
+fn on_every_kind_of_network_pictures_move_and_a_viewer_at_home_notices_nothing() {
+    for (profile, seed) in Profile::ALL.into_iter().flat_map(|profile| [(profile, 1), (profile, 2)]) {
+        let mut house = House::new(8);
+        let home = house.join(lan());
+        let steps = profile.steps(40 * S, seed);
+        let away = house.join(steps[0].settings);
+        let now = house.now;
+        house.viewers[away].down.follow(&steps, now);
+        house.run_for(40 * S);
+        let name = profile.name();
+        let least = if profile == Profile::Train { 500 } else { 900 };
+        let moved = house.viewers[away].viewer.received.shown().len();
+        assert!(moved > least, "{name} {seed}: {moved} of {} pictures", house.captured);
+        let missed = house.captured - pictures(&house, home) as u64;
+        assert!(missed <= 5, "{name} {seed}: {missed} of the other's");
+    }
 }
