@@ -92,11 +92,6 @@ impl Playout {
         };
         STEP * (self.delay.as_millis() / STEP.as_millis()) as u32
     }
-
-    /// The part lost, over the last seconds.
-    pub fn loss(&self) -> f32 {
-        self.loss
-    }
 }
 
 /// Until a packet is there of which the original and the first repeat were lost.
