@@ -70,7 +70,6 @@ pub(super) struct Outlet {
     numbers: Numbers,
     /// When a viewer's own estimate or its reports last said that its network has too much.
     troubled_at: Option<Instant>,
-    least_round_trip: Option<Duration>,
     /// `None`: nothing is held back, since nothing is known of the network, nor will be.
     pacer: Option<Pacer>,
     probing: Option<Probing>,
@@ -97,7 +96,6 @@ impl Outlet {
             is_near: false,
             numbers,
             troubled_at: None,
-            least_round_trip: None,
             pacer: None,
             probing: None,
             reports: 0,
@@ -116,7 +114,7 @@ impl Outlet {
         self.is_near = is_near;
         self.probing = None;
         self.reports = 0;
-        (self.troubled_at, self.least_round_trip) = (None, None);
+        self.troubled_at = None;
         self.pacer = (self.numbers != Numbers::None).then(|| Pacer::new(now));
         let pace = self.pace(now);
         if let Some(pacer) = &mut self.pacer {
@@ -216,9 +214,7 @@ impl Outlet {
 
     pub(super) fn handle_report(&mut self, fraction_lost: f32, round_trip: Option<Duration>, now: Instant) {
         self.congestion.handle_report(fraction_lost, round_trip, now);
-        self.least_round_trip = self.least_round_trip.into_iter().chain(round_trip).min();
-        let queue = round_trip.unwrap_or_default().saturating_sub(self.least_round_trip.unwrap_or_default());
-        if fraction_lost > MOST_LOSS || queue > LONG_QUEUE {
+        if fraction_lost > MOST_LOSS || self.congestion.queue_delay().is_some_and(|queue| queue > LONG_QUEUE) {
             self.troubled_at = Some(now);
         }
         self.reports = self.reports.saturating_add(1);
@@ -314,6 +310,7 @@ struct Meter {
 
 impl Meter {
     const WINDOW: Duration = Duration::from_secs(1);
+    const LEAST: Duration = Duration::from_millis(200);
 
     fn add(&mut self, bytes: usize, now: Instant) {
         if now.saturating_duration_since(self.since) >= Self::WINDOW {
@@ -324,7 +321,8 @@ impl Meter {
 
     fn rate(&self, now: Instant) -> Bitrate {
         let time = now.saturating_duration_since(self.since);
-        if time < Self::WINDOW {
+        // Of the first second, what there is of it.
+        if time < Self::WINDOW && (self.rate.kbps() > 0 || time < Self::LEAST) {
             return self.rate;
         }
         if time >= 2 * Self::WINDOW {
@@ -440,6 +438,8 @@ mod tests {
         let mut meter = Meter { since: now, bytes: 0, rate: Bitrate::from_kbps(0) };
         for ms in 0..=1000 {
             meter.add(125, now + MS * ms);
+            let rate = meter.rate(now + MS * ms).kbps();
+            assert!(if ms < 200 { rate == 0 } else { (990..=1010).contains(&rate) }, "{rate} kbit/s after {ms} ms");
         }
         assert_eq!(meter.rate(now + 1000 * MS).kbps(), 1000);
         assert_eq!(meter.rate(now + 3000 * MS).kbps(), 0);

@@ -236,16 +236,19 @@ impl Congestion {
 
     /// A receiver report (RFC 3550, section 6.4.1): the part of the packets lost, 0 to 1, and the round trip where it shows.
     pub fn handle_report(&mut self, fraction_lost: f32, round_trip: Option<Duration>, now: Instant) {
-        if self.basis > Basis::Reports {
+        if self.basis == Basis::Feedback {
+            return; // the arrivals say more
+        }
+        if let Some(round_trip) = round_trip {
+            self.round_trip = Some(round_trip);
+            self.least_round_trip = Some(self.least_round_trip.map_or(round_trip, |least| least.min(round_trip)));
+        }
+        if self.basis == Basis::Remb {
             return;
         }
         self.basis = Basis::Reports;
         let lost = if fraction_lost.is_finite() { fraction_lost.clamp(0.0, 1.0) } else { 0.0 };
         self.reported_loss = lost;
-        if let Some(round_trip) = round_trip {
-            self.round_trip = Some(round_trip);
-            self.least_round_trip = Some(self.least_round_trip.map_or(round_trip, |least| least.min(round_trip)));
-        }
         let since = self.reported_at.replace(now);
         let passed = since.map_or(1.0, |since| now.saturating_duration_since(since).as_secs_f64().min(2.0));
         self.judge_report(lost, passed, now);
@@ -319,9 +322,10 @@ impl Congestion {
         Bitrate::from_kbps(((estimate * factor).min(end) / 1000.0) as u32)
     }
 
-    /// What packets wait on the way, above the least of the last while; `None` without transport-wide feedback.
+    /// What packets wait on the way, above the least of the last while; without transport-wide feedback as far as round trips show
+    /// it.
     pub fn queue_delay(&self) -> Option<Duration> {
-        self.trend.queue()
+        self.trend.queue().or_else(|| Some(self.round_trip?.saturating_sub(self.least_round_trip?)))
     }
 
     /// The part of the packets that did not arrive in the last second or so, 0 to 1; before repeats.
@@ -400,7 +404,7 @@ impl Congestion {
 
     fn judge_report(&mut self, lost: f32, passed: f64, now: Instant) {
         let Some(sent) = self.sent.rate(WHILE, Some(now.saturating_duration_since(self.started))) else { return };
-        let queue = self.round_trip.unwrap_or_default().saturating_sub(self.least_round_trip.unwrap_or_default());
+        let queue = self.queue_delay().unwrap_or_default();
         let estimate = self.rate.estimate();
         let is_full = queue > LONG_QUEUE || lost > HOPELESS || lost > DOUBTFUL && queue > SHORT_QUEUE;
         let next = if is_full {
