@@ -7,6 +7,7 @@ mod feedback;
 mod history;
 mod outlet;
 mod picture;
+mod reports;
 mod sdp;
 mod sending;
 mod setup;
@@ -36,6 +37,7 @@ use self::feedback::{Feedback, Heard};
 use self::history::History;
 use self::outlet::{Numbers, Outlet};
 use self::picture::Underway;
+use self::reports::Reports;
 use self::sdp::RemoteCandidate;
 use self::stream::{PLAYOUT_DELAY_URI, Stream};
 use self::succession::{Succession, Way};
@@ -90,7 +92,7 @@ pub struct Peer {
     /// What part of the packets the viewer missed, as of its last report: the latest, and whether it was looked at.
     fraction_lost: f32,
     unread_loss: Option<f32>,
-    reported_up_to: Option<u32>,
+    reports: Reports,
     connected: bool,
     /// From connection to restart: the library drops what is written while there is none.
     has_path: bool,
@@ -138,7 +140,7 @@ impl Peer {
             succession: Succession::default(),
             fraction_lost: 0.0,
             unread_loss: None,
-            reported_up_to: None,
+            reports: Reports::default(),
             connected: false,
             has_path: false,
             keyframe_sent_at: None,
@@ -254,8 +256,7 @@ impl Peer {
             self.outlet.set_is_ipv6(to.is_ipv6());
             if self.route.replace(route).is_some() {
                 // Without a restart: the viewer chose another pair of candidates, or opened a new TCP connection.
-                let is_near = self.is_near(now);
-                self.outlet.begin(is_near, now);
+                self.begin_path(now);
             }
         }
         Some(Transmit { from, to, transport, data })
@@ -372,14 +373,20 @@ impl Peer {
                     self.route = None;
                     self.underway = None;
                     self.repeats.clear();
-                    let is_near = self.is_near(now);
-                    self.outlet.begin(is_near, now);
+                    self.begin_path(now);
                     self.events.push_back(PeerEvent::Connected);
                 }
                 RTCPeerConnectionState::Failed => self.events.push_back(PeerEvent::Lost),
                 _ => {}
             }
         }
+    }
+
+    /// The stream goes, or goes on, by a path of which nothing is known yet.
+    fn begin_path(&mut self, now: Instant) {
+        let is_near = self.is_near(now);
+        self.outlet.begin(is_near, now);
+        self.reports.begin_path(self.stream.last_sequence_number());
     }
 
     /// Whether the newest ICE check on the path in use was answered so soon that the viewer is most likely on the same network.
@@ -411,8 +418,7 @@ impl Peer {
                     if let Some(round_trip) = round_trip {
                         self.history.measured(round_trip);
                     }
-                    // A report in which nothing new arrived tells nothing.
-                    if self.reported_up_to.replace(last_sequence_number) != Some(last_sequence_number) {
+                    if self.reports.take(last_sequence_number) {
                         self.fraction_lost = fraction_lost;
                         self.unread_loss = Some(fraction_lost);
                         self.outlet.handle_report(fraction_lost, round_trip, now);

@@ -79,6 +79,11 @@ impl Stream {
         self.rtx.as_ref().map(|rtx| rtx.ssrc)
     }
 
+    /// Of the newest packet, if there is one.
+    pub(super) fn last_sequence_number(&self) -> Option<u16> {
+        (self.packets > 0).then(|| self.next_sequence_number.wrapping_sub(1))
+    }
+
     /// The time of the next picture in ticks of 90 kHz, the RTP clock of video (RFC 6184, section 8.2.1), modulo 2^32. It always
     /// goes on: one of the other rendition may have been taken a little earlier than the last.
     pub(super) fn timestamp(&mut self, captured_at: Instant) -> u32 {
