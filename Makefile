@@ -42,9 +42,9 @@ check: packages-run ## formatting, lints, what the binary may link, what the tre
 fmt: ## format the Rust code
 	$(CARGO) fmt
 
-bench: packages-bench ## what the product promises, measured beside its peers (half an hour); PARTS="load idle" for some
+bench: packages-bench ## what the product promises, measured beside its peers (half an hour); PARTS="load idle" for some, BEFORE=another/edgecam beside it
 	benches/references/install.sh
-	$(CARGO) bench --locked --bench promises -- $(PARTS)
+	BEFORE=$(BEFORE) $(CARGO) bench --locked --bench promises -- $(PARTS)
 
 lab: packages-lab $(BROWSER)/node_modules ## real networks in namespaces, a real browser, traces and plots (as root); CASES="step-down steady" for some
 	$(CARGO) build --locked --release

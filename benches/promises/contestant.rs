@@ -22,16 +22,19 @@ const AIORTC_PORT: u16 = 18089;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Contestant {
     Edgecam,
+    /// Another build of edgecam: `make bench BEFORE=…/edgecam`.
+    Before,
     Janus,
     Aiortc,
 }
 
 impl Contestant {
-    pub(crate) const ALL: [Self; 3] = [Self::Edgecam, Self::Janus, Self::Aiortc];
+    pub(crate) const ALL: [Self; 4] = [Self::Edgecam, Self::Before, Self::Janus, Self::Aiortc];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Edgecam => "edgecam",
+            Self::Before => "edgecam before",
             Self::Janus => "Janus",
             Self::Aiortc => "aiortc",
         }
@@ -41,14 +44,19 @@ impl Contestant {
     pub(crate) fn is_installed(self) -> bool {
         match self {
             Self::Edgecam => true,
+            Self::Before => before().is_some(),
             Self::Janus => Path::new("/usr/bin/janus").exists(),
             Self::Aiortc => aiortc_python().exists(),
         }
     }
 
+    pub(crate) fn is_edgecam(self) -> bool {
+        matches!(self, Self::Edgecam | Self::Before)
+    }
+
     fn door(self) -> (&'static str, String) {
         match self {
-            Self::Edgecam => ("whep", format!("http://127.0.0.1:{EDGECAM_PORT}/whep/camera")),
+            Self::Edgecam | Self::Before => ("whep", format!("http://127.0.0.1:{EDGECAM_PORT}/whep/camera")),
             Self::Janus => ("janus", format!("http://127.0.0.1:{JANUS_PORT}/janus")),
             Self::Aiortc => ("whep", format!("http://127.0.0.1:{AIORTC_PORT}/whep/camera")),
         }
@@ -88,10 +96,15 @@ impl Server {
         let log = |name: &str| File::create(work.join(format!("{name}.log")));
         let mut command = pinned(SERVERS_CPU);
         match contestant {
-            Contestant::Edgecam => {
+            Contestant::Edgecam | Contestant::Before => {
                 let config = work.join("edgecam.toml");
                 fs::write(&config, edgecam_config(show) + more)?;
-                command.arg(env!("CARGO_BIN_EXE_edgecam")).arg("run").arg("--config").arg(config);
+                let before = before().filter(|_| contestant == Contestant::Before);
+                command
+                    .arg(before.unwrap_or_else(|| env!("CARGO_BIN_EXE_edgecam").into()))
+                    .arg("run")
+                    .arg("--config")
+                    .arg(config);
             }
             Contestant::Janus => {
                 command.arg("janus").arg("-F").arg(references().join("janus"));
@@ -141,7 +154,7 @@ impl Server {
 
     fn wait_until_up(&mut self) -> Result<()> {
         let port = match self.contestant {
-            Contestant::Edgecam => EDGECAM_PORT,
+            Contestant::Edgecam | Contestant::Before => EDGECAM_PORT,
             Contestant::Janus => JANUS_PORT,
             Contestant::Aiortc => AIORTC_PORT,
         };
@@ -214,7 +227,7 @@ impl Viewers {
     pub(crate) fn of(server: &Server, thorough_every: usize) -> Result<Self> {
         let (kind, url) = server.contestant.door();
         // Janus has no candidate on loopback; packets between addresses of one machine take the same way anyway.
-        let host = if server.contestant == Contestant::Edgecam { Ipv4Addr::LOCALHOST.into() } else { own_address() };
+        let host = if server.contestant.is_edgecam() { Ipv4Addr::LOCALHOST.into() } else { own_address() };
         let mut process = pinned(VIEWERS_CPU)
             .arg(std::env::current_exe()?)
             .args(["viewers", kind, &url, &host.to_string(), &thorough_every.to_string()])
@@ -251,6 +264,10 @@ fn pinned(cpu: &str) -> Command {
 
 fn references() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/references")
+}
+
+fn before() -> Option<PathBuf> {
+    std::env::var_os("BEFORE").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 fn aiortc_python() -> PathBuf {

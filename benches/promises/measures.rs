@@ -200,7 +200,9 @@ fn tasks(metrics: &str) -> Result<usize> {
 fn look(server: &Server, viewers: &mut Viewers, time: Duration) -> Result<Load> {
     sleep(SETTLE);
     let own_delay = || match server.contestant() {
-        Contestant::Edgecam => server.page("/metrics").map(|metrics| Histogram::read(&metrics, SEND_DELAY)),
+        contestant if contestant.is_edgecam() => {
+            server.page("/metrics").map(|metrics| Histogram::read(&metrics, SEND_DELAY))
+        }
         _ => Ok(None),
     };
     viewers.tell("mark")?;
