@@ -53,6 +53,11 @@ pub(super) enum Failure {
     Unreachable(String),
     #[error("its answer names no address")]
     Nonsense,
+    /// Nothing is known against it.
+    #[error(
+        "another one was quicker; if that is always so, see that it runs, and that firewalls let us through to its port"
+    )]
+    Late,
 }
 
 pub(super) struct Allocation {
@@ -211,9 +216,10 @@ impl Allocation {
         self.out.pop_front()
     }
 
-    /// Gives it back. The server may not hear it, and then forgets it after ten minutes.
+    /// Gives it back, or what the server may have given, of which we did not hear: it hears this after the Allocate. Nothing may be sent
+    /// after it: an Allocate that is repeated would ask for another one. The server may not hear it, and then forgets it after ten minutes.
     pub(super) fn give_back(&mut self, now: Instant) {
-        if self.held().is_some() {
+        if self.failure().is_none_or(|failure| *failure == Failure::Silent) {
             self.begin(Ask::Refresh { lifetime: Some(Duration::ZERO) }, now);
         }
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
+use super::asking::Way;
 use super::binding::StunServer;
 use super::message::{self, Heard};
 use super::relaying::{Carried, RelayServer, Relaying};
@@ -132,7 +133,7 @@ impl Gathering {
         now: Instant,
     ) -> Option<Unwrapped<'a>> {
         let is_stun = self.stun.iter().any(|server| server.is_at(from));
-        let is_turn = self.relaying.as_ref().is_some_and(|relaying| relaying.is_at(from));
+        let is_turn = self.relaying.as_ref().is_some_and(|relaying| relaying.is_on(Way::Media(from)));
         if !is_stun && !is_turn {
             return Some(Unwrapped { from, to, data });
         }
@@ -142,17 +143,14 @@ impl Gathering {
         {
             server.handle(response, to, now);
         } else if let (Some(heard), Some(relaying), true) = (heard, &mut self.relaying, is_turn) {
-            return relaying.handle(heard, &mut self.out, now);
+            return relaying.handle(Way::Media(from), heard, &mut self.out, now);
         }
         None
     }
 
     /// What came over a connection of its own: a datagram, or one frame of a stream.
     pub(super) fn handle_frame<'a>(&mut self, ticket: Ticket, frame: &'a [u8], now: Instant) -> Option<Unwrapped<'a>> {
-        match (&mut self.relaying, message::read(frame)) {
-            (Some(relaying), Some(heard)) if relaying.is_over(ticket) => relaying.handle(heard, &mut self.out, now),
-            _ => None,
-        }
+        self.relaying.as_mut()?.handle(Way::Own(ticket), message::read(frame)?, &mut self.out, now)
     }
 
     pub(super) fn handle_reached(&mut self, ticket: Ticket, reached: Reached, now: Instant) {

@@ -1,5 +1,6 @@
 //! Against servers that exist only in virtual time.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -23,16 +24,23 @@ const MAPPED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(20
 const VIEWER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(198, 51, 100, 77)), 50_000);
 const HOLD_FOR: Duration = Duration::from_secs(24 * 3600);
 const MINUTE: Duration = Duration::from_secs(60);
+/// Where the media socket is meant, and not a connection of the relay's own.
+const MEDIA: Ticket = 0;
 
-/// A TURN server that knows the one password.
+/// A TURN server.
 pub(in crate::relay) struct Server {
-    is_up: bool,
+    pub(in crate::relay) is_up: bool,
+    /// How long a message takes to it, or from it.
+    pub(in crate::relay) delay: Duration,
+    pub(in crate::relay) password: &'static str,
     nonce: u32,
     /// Requests until the nonce is stale.
     nonce_holds: u32,
-    /// Who has the allocation.
-    holder: Option<String>,
-    allocations: u16,
+    /// Who has the allocation on which way, and which request it was given for.
+    pub(in crate::relay) holders: HashMap<Ticket, (String, [u8; 12])>,
+    pub(in crate::relay) allocations: u16,
+    /// Who asked for an allocation where there was one already.
+    pub(in crate::relay) mismatches: u32,
     heard: Vec<Method>,
     pub(in crate::relay) data: Vec<Vec<u8>>,
 }
@@ -41,16 +49,19 @@ impl Server {
     pub(in crate::relay) fn new() -> Self {
         Self {
             is_up: true,
+            delay: Duration::ZERO,
+            password: "south",
             nonce: 1,
             nonce_holds: 50,
-            holder: None,
+            holders: HashMap::new(),
             allocations: 0,
+            mismatches: 0,
             heard: Vec::new(),
             data: Vec::new(),
         }
     }
 
-    fn relayed(&self) -> SocketAddr {
+    pub(in crate::relay) fn relayed(&self) -> SocketAddr {
         SocketAddr::from(([198, 51, 100, 2], 49_000 + self.allocations))
     }
 
@@ -58,7 +69,7 @@ impl Server {
         self.heard.iter().filter(|heard| **heard == method).count()
     }
 
-    pub(in crate::relay) fn answer(&mut self, data: &[u8]) -> Option<Vec<u8>> {
+    pub(in crate::relay) fn answer(&mut self, way: Ticket, data: &[u8]) -> Option<Vec<u8>> {
         if !self.is_up {
             return None;
         }
@@ -83,7 +94,7 @@ impl Server {
         let (user, is_fresh) = (text(ATTR_USERNAME), text(ATTR_NONCE).as_ref() == Some(&nonce));
         let provider = rtc::crypto::default_provider().unwrap();
         let key = |user: &str| {
-            let words = (user.to_owned(), "example.org".to_owned(), "south".to_owned());
+            let words = (user.to_owned(), "example.org".to_owned(), self.password.to_owned());
             MessageIntegrity::long_term_integrity_key(words.0, words.1, words.2, provider.crypto()).unwrap()
         };
         let is_signed =
@@ -92,21 +103,28 @@ impl Server {
         if !is_fresh {
             return Some(refused(&request, 438, &nonce));
         }
-        let holds = self.holder.as_ref() == Some(&user);
-        if (method == METHOD_ALLOCATE && self.holder.is_some()) || (method != METHOD_ALLOCATE && !holds) {
+        let id = request.transaction_id.0;
+        let holder = self.holders.get(&way);
+        let is_repeated = holder.is_some_and(|(_, given_for)| *given_for == id);
+        let holds = holder.is_some_and(|(holder, _)| *holder == user);
+        if method == METHOD_ALLOCATE && holder.is_some() && !is_repeated {
+            self.mismatches += 1;
+            return Some(refused(&request, 437, &nonce));
+        }
+        if method != METHOD_ALLOCATE && !holds {
             return Some(refused(&request, 437, &nonce));
         }
         let mut answer = response(&request, CLASS_SUCCESS_RESPONSE);
         if method == METHOD_ALLOCATE {
-            self.allocations += 1;
-            self.holder = Some(user.clone());
+            self.allocations += u16::from(!is_repeated);
+            self.holders.insert(way, (user.clone(), id));
             let relayed = self.relayed();
             add_address(&mut answer, ATTR_XOR_RELAYED_ADDRESS, relayed);
             add_address(&mut answer, ATTR_XORMAPPED_ADDRESS, MAPPED);
             answer.add(ATTR_LIFETIME, &600u32.to_be_bytes());
         }
         if method == METHOD_REFRESH && request.get(ATTR_LIFETIME).is_ok_and(|lifetime| lifetime == [0; 4]) {
-            self.holder = None;
+            self.holders.remove(&way);
         }
         MessageIntegrity::new_raw_integrity_with_provider(key(&user), provider.crypto()).add_to(&mut answer).unwrap();
         Some(answer.raw)
@@ -134,53 +152,79 @@ fn add_address(message: &mut Message, kind: rtc_stun::attributes::AttrType, addr
 }
 
 /// The camera's end, its servers, and the time.
-struct World {
+pub(in crate::relay) struct World {
     start: Instant,
     now: Instant,
-    gathering: Gathering,
-    servers: Vec<Server>,
-    /// The first of them, as another port of ours sees it.
-    beside: Server,
-    counters: Arc<RelayCounters>,
-    /// Connections that were asked for and not left.
-    connected: Vec<Ticket>,
+    pub(in crate::relay) gathering: Gathering,
+    /// By the last number of their address.
+    pub(in crate::relay) servers: Vec<Server>,
+    pub(in crate::relay) counters: Arc<RelayCounters>,
+    /// Connections that were asked for and not left, and to which server.
+    pub(in crate::relay) connected: HashMap<Ticket, usize>,
+    /// What is on its way, and when it is there.
+    pub(in crate::relay) flights: Vec<(Instant, Flight)>,
+}
+
+pub(in crate::relay) enum Flight {
+    Request { server: usize, way: Ticket, data: Bytes },
+    Answer { server: usize, way: Ticket, data: Vec<u8> },
+    Reached { ticket: Ticket, reached: Reached },
 }
 
 impl World {
-    fn new(servers: usize, password: &'static str) -> Self {
+    /// With so many servers, reached by UDP.
+    pub(in crate::relay) fn new(servers: usize, password: &'static str) -> Self {
+        let urls: Vec<_> = (0..servers).map(|number| (format!("turn:10.0.0.{number}"), password)).collect();
+        Self::with(&urls)
+    }
+
+    /// With these urls and passwords.
+    pub(in crate::relay) fn with(urls: &[(String, &'static str)]) -> Self {
         let start = Instant::now();
         let counters = Arc::<RelayCounters>::default();
         let minted = Arc::new(std::sync::atomic::AtomicU32::new(0));
-        let server = |number: usize| {
-            let minted = Arc::clone(&minted);
+        let server = |(url, password): &(String, &'static str)| {
+            let (minted, password) = (Arc::clone(&minted), *password);
             let mint = move || Credentials {
                 username: minted.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string(),
                 password: password.to_owned(),
                 hold_for: Some(HOLD_FOR),
             };
-            RelayServer { url: ServerUrl::parse(&format!("turn:10.0.0.{number}")).unwrap(), mint: Some(Arc::new(mint)) }
+            RelayServer { url: ServerUrl::parse(url).unwrap(), mint: Some(Arc::new(mint)) }
         };
-        Self::of((0..servers).map(server).collect(), counters, start)
+        Self::of(urls.iter().map(server).collect(), counters, start)
     }
 
     fn of(servers: Vec<RelayServer>, counters: Arc<RelayCounters>, start: Instant) -> Self {
-        let beside = Server::new();
         let real = servers.iter().map(|_| Server::new()).collect();
         let gathering = Gathering::new(servers, &counters, start);
-        Self { start, now: start, gathering, servers: real, beside, counters, connected: Vec::new() }
+        let (connected, flights) = (HashMap::new(), Vec::new());
+        Self { start, now: start, gathering, servers: real, counters, connected, flights }
     }
 
     fn address(server: usize) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, server as u8], 3478))
     }
 
-    fn run_for(&mut self, time: Duration) {
+    fn at(address: SocketAddr) -> usize {
+        let SocketAddr::V4(address) = address else { panic!("{address} is nobody's") };
+        address.ip().octets()[3].into()
+    }
+
+    pub(in crate::relay) fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         self.exchange();
-        while let Some(at) = self.gathering.poll_timeout().filter(|at| *at <= end) {
+        loop {
+            let timer = self.gathering.poll_timeout();
+            let landing = self.flights.iter().map(|(at, _)| *at).min();
+            let Some(at) = timer.into_iter().chain(landing).min().filter(|at| *at <= end) else { break };
             assert!(at >= self.now || self.now == self.start);
             self.now = at.max(self.now);
-            self.gathering.handle_timeout(self.now);
+            if landing.is_some_and(|at| at <= self.now) {
+                self.land();
+            } else {
+                self.gathering.handle_timeout(self.now);
+            }
             self.exchange();
         }
         self.now = end;
@@ -190,30 +234,97 @@ impl World {
     fn exchange(&mut self) {
         while let Some(output) = self.gathering.poll_output() {
             match output {
-                Output::Datagram { to, data } => self.deliver(to, &data),
+                Output::Datagram { to, data } => self.request(Self::at(to), MEDIA, data),
                 Output::Write { ticket, data } => {
-                    if let Some(answer) = self.beside.answer(&data) {
-                        self.gathering.handle_frame(ticket, &answer, self.now);
+                    if let Some(server) = self.connected.get(&ticket) {
+                        self.request(*server, ticket, data);
                     }
                 }
-                Output::Reach { ticket, url, how: How::Resolve } => {
-                    let address = SocketAddr::new(url.host.parse().unwrap(), url.port);
-                    self.gathering.handle_reached(ticket, Reached::Addresses(vec![address]), self.now);
-                    self.gathering.handle_timeout(self.now);
+                Output::Reach { ticket, url, how } => self.reach(ticket, &url, how),
+                Output::Leave { ticket } => {
+                    self.connected.remove(&ticket);
                 }
-                Output::Reach { ticket, .. } => {
-                    self.connected.push(ticket);
-                    self.gathering.handle_reached(ticket, Reached::Connected, self.now);
-                }
-                Output::Leave { ticket } => self.connected.retain(|other| *other != ticket),
             }
         }
     }
 
-    fn deliver(&mut self, to: SocketAddr, data: &[u8]) {
-        let server = (0..self.servers.len()).find(|server| Self::address(*server) == to).unwrap();
-        if let Some(answer) = self.servers[server].answer(data) {
-            assert_eq!(self.gathering.handle_datagram(to, BASE, &answer, self.now), None);
+    fn reach(&mut self, ticket: Ticket, url: &ServerUrl, how: How) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let address = SocketAddr::new(url.host.parse().unwrap(), url.port);
+        if how == How::Resolve {
+            self.gathering.handle_reached(ticket, Reached::Addresses(vec![address]), self.now);
+            return self.gathering.handle_timeout(self.now);
+        }
+        let server = Self::at(address);
+        self.connected.insert(ticket, server);
+        let Server { is_up, delay, .. } = &self.servers[server];
+        let (after, reached) = match url.transport {
+            ServerTransport::Udp => (Duration::ZERO, Reached::Connected),
+            _ if *is_up => (2 * *delay, Reached::Connected),
+            _ => (PATIENCE, Reached::Failed("no answer".to_owned())),
+        };
+        self.fly(after, Flight::Reached { ticket, reached });
+    }
+
+    fn request(&mut self, server: usize, way: Ticket, data: Bytes) {
+        self.fly(self.servers[server].delay, Flight::Request { server, way, data });
+    }
+
+    fn fly(&mut self, time: Duration, flight: Flight) {
+        if time.is_zero() {
+            self.arrive(flight);
+        } else {
+            self.flights.push((self.now + time, flight));
+        }
+    }
+
+    /// What is due arrives, in the order in which it was sent.
+    fn land(&mut self) {
+        while let Some(next) = self.flights.iter().position(|(at, _)| *at <= self.now) {
+            let (_, flight) = self.flights.remove(next);
+            self.arrive(flight);
+        }
+    }
+
+    fn arrive(&mut self, flight: Flight) {
+        match flight {
+            Flight::Request { server, way, data } => {
+                if let Some(data) = self.servers[server].answer(way, &data) {
+                    self.fly(self.servers[server].delay, Flight::Answer { server, way, data });
+                }
+            }
+            Flight::Answer { server, way: MEDIA, data } => {
+                // Who has given up does not recognize a late one, and the ICE agents drop what they did not ask for.
+                self.gathering.handle_datagram(Self::address(server), BASE, &data, self.now);
+            }
+            Flight::Answer { way, data, .. } if self.connected.contains_key(&way) => {
+                self.gathering.handle_frame(way, &data, self.now);
+            }
+            Flight::Reached { ticket, reached } if self.connected.contains_key(&ticket) => {
+                self.gathering.handle_reached(ticket, reached, self.now);
+            }
+            Flight::Answer { .. } | Flight::Reached { .. } => {}
+        }
+    }
+
+    /// A server starts anew: what it knew and what was on its way are gone.
+    pub(in crate::relay) fn restart(&mut self, number: usize) -> &mut Server {
+        self.flights.retain(|(_, flight)| match flight {
+            Flight::Request { server, .. } | Flight::Answer { server, .. } => *server != number,
+            Flight::Reached { .. } => true,
+        });
+        self.servers[number] = Server::new();
+        &mut self.servers[number]
+    }
+
+    /// Nothing is begun any more, but what was sent arrives.
+    pub(in crate::relay) fn shut_down(&mut self) {
+        self.gathering.shut_down(self.now);
+        self.exchange();
+        while let Some(at) = self.flights.iter().map(|(at, _)| *at).min() {
+            self.now = at;
+            self.land();
+            self.exchange();
         }
     }
 
@@ -221,7 +332,7 @@ impl World {
         self.gathering.candidates(&[Candidate::host(BASE)])
     }
 
-    fn relayed(&self) -> Option<SocketAddr> {
+    pub(in crate::relay) fn relayed(&self) -> Option<SocketAddr> {
         let relayed = |candidate: &Candidate| matches!(candidate.kind, CandidateKind::Relayed { .. });
         self.candidates().into_iter().find(relayed).map(|candidate| candidate.address)
     }
@@ -233,7 +344,7 @@ impl World {
         let is_taken = match route {
             Route::Media(transmit) => {
                 assert_ne!(transmit.from, from, "a relayed packet went out bare");
-                self.deliver(transmit.to, &transmit.data);
+                self.request(Self::at(transmit.to), MEDIA, Bytes::copy_from_slice(&transmit.data));
                 true
             }
             Route::Own(..) => true,
@@ -324,7 +435,7 @@ fn a_dead_server_is_noticed_within_half_a_minute_and_used_again_within_another()
 fn a_server_that_forgot_us_gives_another_allocation() {
     let mut world = World::new(1, "south");
     world.run_for(10 * MINUTE);
-    world.servers[0].holder = None;
+    world.servers[0].holders.clear();
     world.run_for(Duration::from_secs(16));
     assert_eq!((world.servers[0].allocations, world.relayed()), (2, Some(world.servers[0].relayed())));
 }
@@ -334,7 +445,7 @@ fn after_a_change_of_our_addresses_nobody_waits_for_the_next_refresh() {
     let mut world = World::new(1, "south");
     world.run_for(10 * MINUTE + Duration::from_secs(1));
     // By another of our addresses it does not know us.
-    world.servers[0].holder = None;
+    world.servers[0].holders.clear();
     world.gathering.hurry(world.now);
     world.run_for(Duration::from_secs(1));
     assert_eq!((world.servers[0].allocations, world.relayed()), (2, Some(world.servers[0].relayed())));
@@ -373,28 +484,27 @@ fn new_credentials_are_used_before_the_old_end_once_nobody_is_disturbed() {
         world.run_for(Duration::from_secs(10));
         assert!(world.send(relayed, b"a picture"));
     }
-    assert_eq!(world.servers[0].holder.as_deref(), Some("0"), "somebody watches");
+    assert_eq!(world.servers[0].holders[&MEDIA].0, "0", "somebody watches");
     world.run_for(2 * MINUTE);
-    assert_eq!(world.servers[0].holder.as_deref(), Some("1"));
+    assert_eq!(world.servers[0].holders[&MEDIA].0, "1");
     assert_ne!(world.relayed(), Some(relayed));
 }
 
 #[test]
 fn a_server_that_keeps_what_a_crash_left_is_reached_from_another_port() {
     let mut world = World::new(1, "south");
-    world.servers[0].holder = Some("us, before".to_owned());
+    world.servers[0].holders.insert(MEDIA, ("us, before".to_owned(), [0; 12]));
     world.run_for(Duration::from_secs(1));
-    assert_eq!((world.connected.len(), world.beside.allocations), (1, 1));
-    assert_eq!(world.relayed(), Some(world.beside.relayed()));
+    assert_eq!((world.connected.len(), world.servers[0].allocations), (1, 1));
+    assert_eq!(world.relayed(), Some(world.servers[0].relayed()));
 }
 
 #[test]
 fn what_is_held_is_given_back_at_the_end() {
     let mut world = World::new(1, "south");
     world.run_for(MINUTE);
-    world.gathering.shut_down(world.now);
-    world.exchange();
-    assert_eq!(world.servers[0].holder, None);
+    world.shut_down();
+    assert!(world.servers[0].holders.is_empty());
 }
 
 /// A viewer's relay lets through whom the viewer was told of: behind a NAT that is not us, but where a server sees us.

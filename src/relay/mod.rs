@@ -5,6 +5,7 @@
 //! must not wait for. Without servers nothing of this runs.
 
 mod allocation;
+mod asking;
 mod binding;
 mod gathering;
 mod message;
@@ -83,8 +84,8 @@ impl Relay {
         counters: Arc<RelayCounters>,
         now: Instant,
     ) -> (Self, Newsroom, Errands) {
-        // Each server asks for one thing at a time, so this is never full.
-        let (orders, ordered) = mpsc::channel(servers.len() + 1);
+        // Of each server one thing is asked for at a time, for its binding and for its allocation; so this is never full.
+        let (orders, ordered) = mpsc::channel(2 * servers.len() + 1);
         let (reports, reported) = mpsc::channel(REPORTS);
         let gathering = Gathering::new(servers, &counters, now);
         let relay = Self { gathering, orders, connections: HashMap::new(), share: share(fastest), counters };

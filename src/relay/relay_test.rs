@@ -67,7 +67,7 @@ impl House {
             && length <= self.unread.len()
         {
             let frame: Vec<u8> = self.unread.drain(..length).collect();
-            if let Some(answer) = self.server.answer(&frame) {
+            if let Some(answer) = self.server.answer(1, &frame) {
                 self.connection.write_all(&answer).await.unwrap();
             }
         }
