@@ -158,8 +158,9 @@ RELAYED = """(async () => {
 
 
 def relayed_for_viewer(pair, path):
-    """By the viewer's relay; the camera's own, or none."""
-    return pair.local.startswith("relay udp") and path.remote_relayed
+    """By the viewer's relay; the camera's own, or none. Where the viewer went over from one of its allocations to another, Chromium
+    calls that peer-reflexive (decision 205); how the relay is reached it says of relays alone."""
+    return pair.local.startswith(("relay udp by ", "prflx udp by ")) and path.remote_relayed
 
 
 def relayed_for_camera(pair, path):

@@ -102,7 +102,8 @@ function pathOf(pair, entries) {
   const [local, remote] = [entries.get(pair?.localCandidateId), entries.get(pair?.remoteCandidateId)];
   if (!local || !remote) return UNKNOWN;
   const protocol = (local.relayProtocol ?? local.protocol ?? 'udp').toUpperCase();
-  const relayed = [local, remote].some(({ candidateType }) => candidateType === 'relay');
+  // An end whose address the camera saw otherwise is called peer-reflexive, though it is on a TURN server.
+  const relayed = local.relayProtocol !== undefined || [local, remote].some(({ candidateType }) => candidateType === 'relay');
   return `you ${local.candidateType} → camera ${remote.candidateType}, ${protocol}, ${relayed ? 'relayed' : 'direct'}`;
 }
 

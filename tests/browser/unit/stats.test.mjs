@@ -54,6 +54,12 @@ test('the chosen path is told with both ends, and how a relay is reached', () =>
   assert.equal(roundTrip, 12);
 });
 
+test('an end on a TURN server counts as relayed, whatever it is called', () => {
+  const renamed = chromium();
+  renamed.set('L', { ...renamed.get('L'), candidateType: 'prflx' });
+  assert.equal(sample(renamed).path, 'you prflx → camera host, TLS, relayed');
+});
+
 test('without the transport that names it, the nominated pair is the path', () => {
   const firefox = chromium();
   firefox.delete('T');
