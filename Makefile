@@ -46,9 +46,9 @@ bench: packages-bench ## what the product promises, measured beside its peers (h
 	benches/references/install.sh
 	BEFORE=$(BEFORE) $(CARGO) bench --locked --bench promises -- $(PARTS)
 
-lab: packages-lab $(BROWSER)/node_modules ## real networks in namespaces, a real browser, traces and plots (as root); CASES="step-down steady" for some
-	$(CARGO) build --locked --release
-	/usr/bin/python3 lab/run.py --plots $(or $(PLOTS),target/lab) $(CASES)
+lab: packages-lab $(BROWSER)/node_modules ## real networks in namespaces, a real browser, traces and plots (as root); CASES="step-down steady" for some; QUICK=1: unoptimised
+	$(CARGO) build --locked $(if $(QUICK),,--release)
+	LAB_PROGRAM=$(CURDIR)/target/$(if $(QUICK),debug,release)/edgecam /usr/bin/python3 lab/run.py --plots $(or $(PLOTS),target/lab) $(CASES)
 
 cross: ## the optimised program for a board: make cross TARGET=aarch64 (Raspberry Pi 3, 4, 5, Zero 2 W) or armv7
 	cross/build $(or $(TARGET),aarch64)

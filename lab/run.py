@@ -26,7 +26,7 @@ for cases in ("rates", "viewers", "ways", "moves", "peers"):
 
 TRACES = HERE.parent / "target/lab"
 TABLE_BEGIN, TABLE_END = "<!-- measured -->", "<!-- /measured -->"
-# In CI only: it says nothing that the others do not.
+# For a quick look, and for CI: it says nothing that the others do not.
 NOT_BY_ITSELF = {"smoke"}
 
 
