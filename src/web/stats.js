@@ -1,5 +1,5 @@
 // @ts-check
-/** From the browser's statistics to figures a person can read. Pure. */
+/** From the browser's statistics to figures a person can read. */
 
 /** @import { Camera, Entry, Report, Said } from './types.d.ts' */
 /** @typedef {ReturnType<typeof sample>} Sample the counters of one moment */
@@ -39,7 +39,7 @@ export function sample(report) {
 export function compare(before, now, said = null) {
   const seconds = Math.max((now.at - before.at) / 1000, 0.001);
   const received = now.received - before.received;
-  // A packet counted lost may still come: the count can go down.
+  // A packet counted lost may still come.
   const lost = Math.max(now.lost - before.lost, 0);
   return {
     ...now,
@@ -102,8 +102,7 @@ function pathOf(pair, entries) {
   const [local, remote] = [entries.get(pair?.localCandidateId), entries.get(pair?.remoteCandidateId)];
   if (!local || !remote) return UNKNOWN;
   const protocol = (local.relayProtocol ?? local.protocol ?? 'udp').toUpperCase();
-  // An end whose address the camera saw otherwise is called peer-reflexive, though it is on a TURN server.
-  const relayed = local.relayProtocol !== undefined || [local, remote].some(({ candidateType }) => candidateType === 'relay');
+  const relayed = [local, remote].some(({ candidateType, relayProtocol }) => relayProtocol || candidateType === 'relay');
   return `you ${local.candidateType} → camera ${remote.candidateType}, ${protocol}, ${relayed ? 'relayed' : 'direct'}`;
 }
 
