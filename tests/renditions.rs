@@ -60,6 +60,18 @@ fn a_viewer_who_was_not_heard_for_a_moment_is_where_it_was_when_it_is_heard_agai
 }
 
 #[test]
+fn a_viewer_who_vanishes_between_two_networks_is_not_waited_for() {
+    let mut house = House::new(8);
+    house.join(slow(20_000, 10 * MS));
+    let bob = house.join(slow(1600, 25 * MS));
+    house.run_for(15 * S);
+    assert!(house.demand.bitrate.kbps() < 1600, "{} kbit/s for both", house.demand.bitrate.kbps());
+    house.restart(bob, "198.51.100.77:50000".parse().unwrap());
+    house.viewers[bob].dead = true;
+    house.run_until(3 * S, |house| house.demand.bitrate.kbps() == 2000);
+}
+
+#[test]
 fn a_network_that_collapses_is_no_silence_however_long_its_queue() {
     for queue in [200 * MS, 2 * S] {
         let mut house = House::new(8);

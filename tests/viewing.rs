@@ -208,6 +208,21 @@ fn a_viewer_whose_way_went_with_the_devices_address_is_told_until_it_restarts_an
     assert!(!house.viewers[ann].replies.iter().any(|reply| matches!(reply, Reply::Bye(_))), "the session goes on");
 }
 
+#[test]
+fn a_restart_that_is_refused_changes_nothing() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    house.renumber("192.0.2.77:8189".parse().unwrap());
+    house.look();
+    assert_eq!(notices(&house, ann), 1);
+    let offer = Viewer::new("198.51.100.99:9".parse().unwrap(), Tells::Arrivals, house.now).offer(true, house.now);
+    house.say(ann, Signal::Restart { sdp: offer + &thousand_candidates() });
+    assert!(matches!(house.viewers[ann].replies.last(), Some(Reply::Rejected(_))));
+    house.look();
+    assert_eq!(notices(&house, ann), 2, "its way is as gone as before");
+}
+
 fn notices(house: &House, seat: usize) -> usize {
     let replies = house.viewers[seat].replies.iter();
     replies.filter(|reply| **reply == Reply::Notice(Notice::AddressChanged)).count()
@@ -230,6 +245,23 @@ fn a_viewer_whose_address_changes_under_it_is_followed_without_a_word() {
     }
     house.run_for(40 * S);
     assert!(!house.viewers[ann].replies.iter().any(|reply| matches!(reply, Reply::Bye(_))), "the session goes on");
+}
+
+#[test]
+fn a_viewer_that_was_near_is_not_taken_for_near_where_it_went() {
+    let mut house = House::new(1);
+    let ann = house.join(lan());
+    house.run_for(3 * S);
+    let elsewhere: SocketAddr = "203.0.113.9:40000".parse().unwrap();
+    let seat = &mut house.viewers[ann];
+    (seat.down.settings.delay, seat.up.settings.delay) = (40 * MS, 40 * MS);
+    seat.viewer.appear_at(elsewhere);
+    house.run_until(8 * S, |house| house.figures(ann).path.unwrap().remote == elsewhere);
+    let before = house.viewers[ann].bytes_down;
+    house.run_for(200 * MS);
+    let sent = house.viewers[ann].bytes_down - before;
+    // A far network is thought to carry 1,000 kbit/s, and packets leave at twice that.
+    assert!(sent < 2_000_000 / 8 / 5 + 20_000, "{sent} bytes in 200 ms");
 }
 
 #[test]
@@ -315,11 +347,8 @@ fn bad_offers_and_candidates_are_told_their_fault_and_disturb_nobody() {
 fn an_offer_with_a_thousand_candidates_is_refused_and_sends_nothing_to_any_of_them() {
     let mut house = House::new(8);
     let mallory = Viewer::new("198.51.100.99:9".parse().unwrap(), Tells::Arrivals, house.now).offer(false, house.now);
-    let lines: String = (1..=1000)
-        .map(|n| format!("a=candidate:{n} 1 udp 1 203.0.113.{} {} typ host\r\n", n % 250 + 1, 1000 + n))
-        .collect();
     let mut sent = 0;
-    let signal = Signal::Offer { camera: front(), sdp: mallory + &lines, quality: Quality::Auto };
+    let signal = Signal::Offer { camera: front(), sdp: mallory + &thousand_candidates(), quality: Quality::Auto };
     let request = Request { from: support::house::address_of("mallory"), id: None, signal };
     let now = house.now;
     house.publisher.handle_request(request, now, &mut |_| sent += 1);
@@ -327,6 +356,10 @@ fn an_offer_with_a_thousand_candidates_is_refused_and_sends_nothing_to_any_of_th
         house.publisher.handle_timeout(now + MS * ms, &mut |_| sent += 1);
     }
     assert_eq!((sent, house.publisher.viewers(&front())), (0, 0));
+}
+
+fn thousand_candidates() -> String {
+    (1..=1000).map(|n| format!("a=candidate:{n} 1 udp 1 203.0.113.{} {} typ host\r\n", n % 250 + 1, 1000 + n)).collect()
 }
 
 /// For how many milliseconds a viewer holds pictures back.

@@ -166,13 +166,17 @@ impl Peer {
     /// Answers an offer with new ICE credentials. Pictures stop until the new path stands: the library gives up the old one.
     pub fn restart(&mut self, offer: &str, candidates: &[Candidate], now: Instant) -> Result<Answer, RejectReason> {
         sdp::read_offer(offer)?;
-        self.candidates = candidates.to_vec();
-        self.checked = 0;
-        self.relayed.clear();
-        let answer = self.negotiate(offer, now)?;
-        self.succession = Succession::default();
-        self.has_path = false;
-        Ok(answer)
+        let candidates = std::mem::replace(&mut self.candidates, candidates.to_vec());
+        let relayed = std::mem::take(&mut self.relayed);
+        let checked = std::mem::take(&mut self.checked);
+        let answer = self.negotiate(offer, now);
+        if answer.is_ok() {
+            self.succession = Succession::default();
+            self.has_path = false;
+        } else {
+            (self.candidates, self.relayed, self.checked) = (candidates, relayed, checked);
+        }
+        answer
     }
 
     /// A candidate of the viewer, from its offer or trickled.
@@ -256,7 +260,8 @@ impl Peer {
             self.outlet.set_is_ipv6(to.is_ipv6());
             if self.route.replace(route).is_some() {
                 // Without a restart: the viewer chose another pair of candidates, or opened a new TCP connection.
-                self.begin_path(now);
+                // How near it is now no check has told.
+                self.begin_path(false, now);
             }
         }
         Some(Transmit { from, to, transport, data })
@@ -287,7 +292,8 @@ impl Peer {
 
     /// What is heard of its network; `None`: nothing yet, or nothing again, and what was heard before holds.
     pub fn network(&self, now: Instant) -> Option<Network> {
-        self.outlet.network(now)
+        let is_between_paths = self.connected && !self.has_path;
+        if is_between_paths { Some(Network::Silent) } else { self.outlet.network(now) }
     }
 
     /// Its estimate rests on more than loss reports, and its packets leave as its network allows.
@@ -368,12 +374,14 @@ impl Peer {
             let RTCPeerConnectionEvent::OnConnectionStateChangeEvent(state) = event else { continue };
             match state {
                 RTCPeerConnectionState::Connected => {
+                    // Without a restart the newest answered check may have gone by another path.
+                    let is_near = !self.has_path && self.is_near(now);
                     (self.connected, self.has_path) = (true, true);
                     // What was under way when the old path went is not waited for any more.
                     self.route = None;
                     self.underway = None;
                     self.repeats.clear();
-                    self.begin_path(now);
+                    self.begin_path(is_near, now);
                     self.events.push_back(PeerEvent::Connected);
                 }
                 RTCPeerConnectionState::Failed => self.events.push_back(PeerEvent::Lost),
@@ -383,13 +391,12 @@ impl Peer {
     }
 
     /// The stream goes, or goes on, by a path of which nothing is known yet.
-    fn begin_path(&mut self, now: Instant) {
-        let is_near = self.is_near(now);
+    fn begin_path(&mut self, is_near: bool, now: Instant) {
         self.outlet.begin(is_near, now);
         self.reports.begin_path(self.stream.last_sequence_number());
     }
 
-    /// Whether the newest ICE check on the path in use was answered so soon that the viewer is most likely on the same network.
+    /// Whether the newest ICE check was answered so soon that the viewer is most likely on the same network.
     fn is_near(&mut self, now: Instant) -> bool {
         let report = self.connection.get_stats(now, StatsSelector::None);
         let selected = report.transport().and_then(|transport| report.get(&transport.selected_candidate_pair_id));
