@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{StreamExt, StreamMap};
 use tokio_util::sync::CancellationToken;
@@ -147,7 +147,7 @@ impl Engine {
             tokio::select! {
                 () = stopping.cancelled() => break,
                 () = pulse.answer() => {}
-                () = rim.socket.writable(), if rim.ways.outgoing.has_backlog() => rim.ways.outgoing.drain(&rim.socket),
+                () = rim.socket.writable(), if rim.ways.outgoing.has_backlog() => {}
                 () = hub.changed() => rim.handle_units(&mut publisher, &hub),
                 received = rim.socket.receive(&mut buffer, |from, to, data| {
                     let unwrapped = rim.ways.relay.handle_datagram(from, to, data, now());
@@ -174,6 +174,8 @@ impl Engine {
                     publisher.handle_timeout(now(), send);
                 }
             }
+            // Not left to `writable` alone: in a loop that is never idle nobody would look for room.
+            rim.ways.outgoing.drain(&rim.socket);
             rim.look(&mut publisher);
             rim.carry_out(&mut publisher);
         }
@@ -181,8 +183,14 @@ impl Engine {
         publisher.shut_down(now(), send);
         rim.ways.relay.shut_down(now());
         rim.carry_out(&mut publisher);
-        // The links still have to take the byes out of their boxes.
-        tokio::time::sleep(FAREWELL).await;
+        // The links still have to take the byes out of their boxes, and the kernel what waits for it.
+        let drain = async {
+            while rim.ways.outgoing.has_backlog() {
+                rim.socket.writable().await;
+                rim.ways.outgoing.drain(&rim.socket);
+            }
+        };
+        tokio::join!(timeout(FAREWELL, drain), sleep(FAREWELL)).0.ok();
         Ok(())
     }
 }
