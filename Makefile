@@ -1,7 +1,7 @@
 # The words people and CI type. `make help` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test unit browser camera-vm faults check fmt bench lab cross cross-all deb package-test board on-device fuzz
+.PHONY: help run build test unit browser camera-vm networks faults check fmt bench lab cross cross-all deb package-test board on-device fuzz
 .PHONY: packages-run packages-test packages-bench packages-lab packages-package packages-board
 
 CARGO := cargo
@@ -30,6 +30,9 @@ browser: packages-test $(BROWSER)/node_modules ## the page in Debian's Chromium,
 camera-vm: packages-test ## the program on V4L2 devices: webcam, encoder, unplugging, stalls
 	tests/camera_vm/camera-vm --build-only
 	$(CARGO) test --locked --test camera_vm -- --ignored --test-threads=1
+
+networks: packages-run ## the estimator on thousands of simulated networks, in virtual time (SEEDS=100: five times as many)
+	NETWORK_SEEDS=$(or $(SEEDS),20) $(CARGO) test --locked --test networks
 
 faults: packages-test ## what takes minutes, or wants the machine for itself: a broker frozen, swallowed, flooded
 	$(CARGO) test --locked --test mqtt -- --ignored --nocapture --test-threads=1
