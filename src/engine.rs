@@ -147,7 +147,7 @@ impl Engine {
             tokio::select! {
                 () = stopping.cancelled() => break,
                 () = pulse.answer() => {}
-                () = rim.socket.writable(), if rim.ways.outgoing.has_backlog() => {}
+                () = rim.socket.writable(), if rim.ways.outgoing.has_backlog() => rim.ways.outgoing.drain(&rim.socket),
                 () = hub.changed() => rim.handle_units(&mut publisher, &hub),
                 received = rim.socket.receive(&mut buffer, |from, to, data| {
                     let unwrapped = rim.ways.relay.handle_datagram(from, to, data, now());
@@ -174,8 +174,6 @@ impl Engine {
                     publisher.handle_timeout(now(), send);
                 }
             }
-            // Not left to `writable` alone: in a loop that is never idle nobody would look for room.
-            rim.ways.outgoing.drain(&rim.socket);
             rim.look(&mut publisher);
             rim.carry_out(&mut publisher);
         }

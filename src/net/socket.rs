@@ -1,13 +1,11 @@
 //! The UDP half of the media port: one socket for all viewers, and the addresses that viewers are told.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UdpSocket;
 use tracing::{trace, warn};
 
 use super::MediaSettings;
@@ -23,8 +21,6 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 /// One read takes as many; viewers send little.
 const READS: usize = 4;
 const LARGEST_READ: usize = 65_536;
-/// Where the kernel cannot even say when it has room.
-const RETRY: Duration = Duration::from_millis(5);
 /// With any free port: how often one is looked for that is free for TCP, too.
 const TRIES: u32 = 8;
 /// Addresses that this machine had are remembered for as long as a viewer may be sent to from there; IPv6 changes its own every day.
@@ -43,10 +39,7 @@ pub struct SocketError {
 }
 
 pub struct MediaSocket {
-    /// Watched for what can be read alone: whoever watches for room is woken whenever the network has taken a packet away.
-    socket: AsyncFd<UdpSocket>,
-    /// The same by another descriptor, watched for room only while something waits for it.
-    for_room: UdpSocket,
+    socket: UdpSocket,
     state: UdpSocketState,
     settings: MediaSettings,
     /// This machine's addresses when it was last asked for candidates, and those that it had before.
@@ -58,8 +51,7 @@ pub struct MediaSocket {
 }
 
 struct Bound {
-    socket: AsyncFd<UdpSocket>,
-    for_room: UdpSocket,
+    socket: UdpSocket,
     state: UdpSocketState,
     port: u16,
     is_ipv6: bool,
@@ -92,16 +84,14 @@ impl Bound {
 
     fn new(port: u16) -> io::Result<Self> {
         let bind = |address: IpAddr| {
-            let socket = UdpSocket::bind(SocketAddr::new(address, port))?;
+            let socket = std::net::UdpSocket::bind(SocketAddr::new(address, port))?;
             socket.set_nonblocking(true)?;
             let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
             // The kernel may grant less (net.core.wmem_max); then a burst more is dropped and counted.
             let _ = state.set_send_buffer_size(UdpSockRef::from(&socket), SEND_BUFFER);
             let _ = state.set_recv_buffer_size(UdpSockRef::from(&socket), RECEIVE_BUFFER);
             let port = socket.local_addr()?.port();
-            let for_room = socket.try_clone()?;
-            let socket = watch(socket, Interest::READABLE)?;
-            Ok(Self { socket, for_room, state, port, is_ipv6: address.is_ipv6() })
+            Ok(Self { socket: UdpSocket::from_std(socket)?, state, port, is_ipv6: address.is_ipv6() })
         };
         bind(Ipv6Addr::UNSPECIFIED.into()).or_else(|_| bind(Ipv4Addr::UNSPECIFIED.into()))
     }
@@ -116,15 +106,12 @@ impl MediaSocket {
     pub fn bind(mut settings: MediaSettings) -> Result<(Self, Option<Listener>), SocketError> {
         let error = |source| SocketError { port: settings.udp_port, source };
         let (bound, listener) = Bound::with_tcp(settings.udp_port, settings.tcp).map_err(error)?;
-        let Bound { socket, for_room, state, port, is_ipv6 } = bound;
+        let Bound { socket, state, port, is_ipv6 } = bound;
         for advertised in settings.advertise.iter_mut().filter(|advertised| advertised.port() == 0) {
             advertised.set_port(port);
         }
         let takes_tcp = listener.is_some();
-        Ok((
-            Self { socket, for_room, state, settings, own: Vec::new(), gone: Vec::new(), port, is_ipv6, takes_tcp },
-            listener,
-        ))
+        Ok((Self { socket, state, settings, own: Vec::new(), gone: Vec::new(), port, is_ipv6, takes_tcp }, listener))
     }
 
     pub fn port(&self) -> u16 {
@@ -152,7 +139,7 @@ impl MediaSocket {
         let forgotten = self.gone.len().saturating_sub(ADDRESSES_GONE);
         self.gone.drain(..forgotten);
         // After the EINVAL for an address that is gone, quinn-udp would never batch again.
-        if let Ok(state) = UdpSocketState::new(UdpSockRef::from(self.socket.get_ref())) {
+        if let Ok(state) = UdpSocketState::new(UdpSockRef::from(&self.socket)) {
             self.state = state;
         }
     }
@@ -188,8 +175,8 @@ impl MediaSocket {
         let count = {
             let mut slices = buffer.data.each_mut().map(|data| io::IoSliceMut::new(data));
             let metas = &mut buffer.metas;
-            let read = |socket: &UdpSocket| self.state.recv(UdpSockRef::from(socket), &mut slices, metas);
-            self.socket.async_io(Interest::READABLE, read).await?
+            let socket = || UdpSockRef::from(&self.socket);
+            self.socket.async_io(Interest::READABLE, || self.state.recv(socket(), &mut slices, metas)).await?
         };
         for (meta, data) in buffer.metas.iter().zip(&buffer.data).take(count) {
             let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
@@ -209,13 +196,10 @@ impl MediaSocket {
         advertised.copied().unwrap_or(SocketAddr::new(destination, self.port))
     }
 
-    /// Until the kernel has room.
+    /// Until the kernel may have room again.
     pub async fn writable(&self) {
-        match watch(self.for_room.as_fd(), Interest::WRITABLE) {
-            // An error shows when something is sent.
-            Ok(socket) => drop(socket.writable().await),
-            Err(_) => tokio::time::sleep(RETRY).await,
-        }
+        // An error shows when something is sent.
+        let _ = self.socket.writable().await;
     }
 
     /// Whether the kernel took it; false: it has no room now.
@@ -241,13 +225,19 @@ impl MediaSocket {
             segment_size: (datagrams > 1).then_some(batch.size),
             src_ip,
         };
-        match self.state.try_send(UdpSockRef::from(self.socket.get_ref()), &transmit) {
+        // Not through the runtime at first: it would have to see the socket writable before.
+        match self.state.try_send(UdpSockRef::from(&self.socket), &transmit) {
             Ok(()) => {
                 counters.packets_sent.add(datagrams);
                 counters.bytes_sent.add(batch.data.len() as u64);
                 true
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Tells the runtime, so that `writable` waits.
+                let _ =
+                    self.socket.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+                false
+            }
             // A network that is gone: NACK and keyframes mend it when it is back.
             Err(error) => {
                 counters.packets_dropped.add(datagrams);
@@ -260,15 +250,6 @@ impl MediaSocket {
     fn is_on_this_machine(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.own.iter().any(|own| own.ip() == ip)
     }
-}
-
-/// Each interest alone costs a wake-up only for what it is about.
-#[expect(
-    deprecated,
-    reason = "meant are types that do not keep their descriptor open, as a socket does; its successor is unsafe"
-)]
-fn watch<T: AsRawFd>(socket: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    AsyncFd::with_interest(socket, interest)
 }
 
 /// Where received datagrams are put; one for the life of the socket.
@@ -297,8 +278,8 @@ mod tests {
     #[tokio::test]
     async fn what_arrives_is_said_to_come_to_the_candidate_it_was_sent_to() {
         let (mut socket, _listener) = MediaSocket::bind(settings(vec![])).unwrap();
-        let viewer = UdpSocket::bind("127.0.0.1:0").unwrap();
-        viewer.send_to(b"hello", (Ipv4Addr::LOCALHOST, socket.port())).unwrap();
+        let viewer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        viewer.send_to(b"hello", (Ipv4Addr::LOCALHOST, socket.port())).await.unwrap();
         let mut got = Vec::new();
         let mut buffer = ReadBuffer::default();
         socket.receive(&mut buffer, |from, to, data| got.push((from, to, data.to_vec()))).await.unwrap();
