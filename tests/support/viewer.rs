@@ -60,6 +60,11 @@ const FEEDBACK_INTERVAL: Duration = Duration::from_millis(50);
 const NACK_INTERVAL: Duration = Duration::from_millis(50);
 const NACK_REACH: u64 = 200;
 
+/// More than an offer may hold, as lines of SDP.
+pub fn thousand_candidates() -> String {
+    (1..=1000).map(|n| format!("a=candidate:{n} 1 udp 1 203.0.113.{} {} typ host\r\n", n % 250 + 1, 1000 + n)).collect()
+}
+
 /// What arrived, in the order of the stream.
 #[derive(Default)]
 pub struct Received {
