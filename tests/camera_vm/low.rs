@@ -19,9 +19,9 @@ async fn the_second_rendition_is_encoded_in_hardware_beside_the_first_which_stay
         return again_in_guest("the_second_rendition_is_encoded_in_hardware_beside_the_first_which_stays_uncopied");
     }
     let mut camera = opened().await;
+    let files = open_devices();
     // What the first opening leaves with the driver and in caches is no leak.
     camera.low_comes_and_goes().await;
-    let files = open_devices();
     camera.drain();
     let before = figure("n_dmabuf");
     let mut high = vec![camera.next().await];
