@@ -30,7 +30,7 @@ const FLOORS: [(&str, u8); 20] = [
 ];
 
 /// Outside libraries that only these files may name.
-const HOMES: [(&str, &[&str]); 24] = [
+const HOMES: [(&str, &[&str]); 25] = [
     ("gstreamer", &["camera/pipeline/", "camera/encoder/", "camera/still.rs"]),
     ("gstreamer_app", &["camera/pipeline/", "camera/encoder/", "camera/still.rs"]),
     ("gstreamer_video", &["camera/pipeline/", "camera/encoder/"]),
@@ -45,6 +45,7 @@ const HOMES: [(&str, &[&str]); 24] = [
     ("serde_json", &["signaling/wire.rs", "cli/"]),
     ("ring", &["signaling/token.rs", "signaling/ice_servers.rs", "web/page.rs"]),
     ("axum", &["signaling/", "telemetry/", "web.rs", "web/", "http.rs"]),
+    ("flate2", &["web.rs"]),
     ("hyper", &["http.rs"]),
     ("rumqttc", &["signaling/mqtt/broker/"]),
     ("rustls", &["signaling/mqtt/tls.rs", "probe/ice_server.rs", "relay/wires.rs"]),
