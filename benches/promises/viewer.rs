@@ -77,7 +77,7 @@ impl Viewer {
         setsockopt(&socket, ReceiveTimestampns, &true)?;
         setsockopt(&socket, RcvBuf, &(4 << 20))?;
         let address = socket.local_addr()?;
-        let connection = connect(certificate).context("no peer connection")?;
+        let connection = connect(certificate, thorough).context("no peer connection")?;
         Ok(Self {
             connection,
             socket,
@@ -269,14 +269,17 @@ fn h264_payload_type(sdp: &str) -> Option<u8> {
     line.strip_prefix("a=rtpmap:")?.split(' ').next()?.parse().ok()
 }
 
-/// What a browser would negotiate for one video, as far as a camera can answer it.
-fn connect(certificate: &RTCCertificate) -> Result<RTCPeerConnection> {
+/// What a browser would negotiate for one video, as far as a camera can answer it. One that is not thorough cannot tell which packets
+/// arrive, so it does not offer to: else it would be taken for lost.
+fn connect(certificate: &RTCCertificate, thorough: bool) -> Result<RTCPeerConnection> {
     let mut media = MediaEngine::default();
     let h264 = "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f";
     media.register_codec(codec(102, MIME_TYPE_H264, h264), RtpCodecKind::Video)?;
     media.register_codec(codec(103, MIME_TYPE_RTX, "apt=102"), RtpCodecKind::Video)?;
-    let interceptors = configure_rtcp_reports(configure_nack(Registry::new(), &mut media));
-    let interceptors = configure_twcc_receiver_only(interceptors, &mut media)?;
+    let mut interceptors = configure_rtcp_reports(configure_nack(Registry::new(), &mut media));
+    if thorough {
+        interceptors = configure_twcc_receiver_only(interceptors, &mut media)?;
+    }
     let settings = SettingEngineBuilder::new()
         .with_ice_connection_attempts(Some(Duration::from_millis(20)), Some(500))
         .with_multicast_dns_mode(MulticastDnsMode::Disabled)
