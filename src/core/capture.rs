@@ -51,6 +51,8 @@ enum Phase {
     Running {
         since: Instant,
         last_unit: Instant,
+        /// When it was seen to give no pictures.
+        silent_at: Option<Instant>,
     },
     /// The device is being let go; with the reason when that was not our wish.
     Closing(Option<Failure>),
@@ -64,6 +66,10 @@ struct Failure {
 }
 
 impl Capture {
+    /// A camera that seems silent is looked at once more after so long: where the whole machine stood still, what it gave
+    /// meanwhile was only not counted yet.
+    const SECOND_LOOK: Duration = Duration::from_millis(250);
+
     /// A closed camera that nobody watches.
     pub fn new(patience: Patience, now: Instant) -> Self {
         Self { patience, phase: Phase::Idle, unwanted_since: Some(now), lingers: true, backoff: Backoff::default() }
@@ -100,15 +106,17 @@ impl Capture {
         if !matches!(self.phase, Phase::Opening) {
             return None;
         }
-        self.phase = Phase::Running { since: now, last_unit: now };
+        self.phase = Phase::Running { since: now, last_unit: now, silent_at: None };
         self.close_if_lingered(now)
     }
 
-    /// Pictures have come, one or many.
-    pub fn handle_unit(&mut self, now: Instant) {
-        if let Phase::Running { since, last_unit } = &mut self.phase {
-            *last_unit = now;
-            if now.saturating_duration_since(*since) >= self.patience.well_after {
+    /// Pictures have come, one or many, the newest at this time.
+    pub fn handle_unit(&mut self, at: Instant) {
+        if let Phase::Running { since, last_unit, silent_at } = &mut self.phase {
+            if at > *last_unit {
+                (*last_unit, *silent_at) = (at, None);
+            }
+            if at.saturating_duration_since(*since) >= self.patience.well_after {
                 self.backoff.reset();
             }
         }
@@ -162,12 +170,20 @@ impl Capture {
 
     /// To be called at [`Self::poll_timeout`]; calling it early or late does no harm.
     pub fn handle_timeout(&mut self, random: f64, now: Instant) -> Option<Step> {
-        match &self.phase {
-            Phase::Running { last_unit, .. } if now >= *last_unit + self.patience.stall_after => {
-                let error = format!("no picture for {} s", self.patience.stall_after.as_secs_f32());
+        let stall_after = self.patience.stall_after;
+        match &mut self.phase {
+            Phase::Running { last_unit, silent_at: Some(since), .. }
+                if now >= *since + Self::SECOND_LOOK && now >= *last_unit + stall_after =>
+            {
+                let error = format!("no picture for {} s", stall_after.as_secs_f32());
                 self.handle_failure(error, random, now)
             }
-            Phase::Running { .. } => self.close_if_lingered(now),
+            Phase::Running { last_unit, silent_at, .. } => {
+                if now + Self::SECOND_LOOK >= *last_unit + stall_after {
+                    silent_at.get_or_insert(now);
+                }
+                self.close_if_lingered(now)
+            }
             Phase::BackingOff(failure) if now >= failure.retry_at => self.open(),
             _ => None,
         }
@@ -176,8 +192,10 @@ impl Capture {
     /// When [`Self::handle_timeout`] has something to do; `None` while only an event can change anything.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Running { last_unit, .. } => {
+            Phase::Running { last_unit, silent_at, .. } => {
                 let stalled_at = *last_unit + self.patience.stall_after;
+                let stalled_at =
+                    silent_at.map_or(stalled_at - Self::SECOND_LOOK, |at| stalled_at.max(at + Self::SECOND_LOOK));
                 Some(self.lingered_at().map_or(stalled_at, |at| at.min(stalled_at)))
             }
             Phase::BackingOff(failure) => Some(failure.retry_at),
@@ -293,6 +311,8 @@ mod tests {
     fn a_silent_camera_is_closed_and_opened_again() {
         let t0 = start();
         let mut capture = running(t0);
+        assert_eq!(capture.poll_timeout(), Some(after(t0, 2) - Capture::SECOND_LOOK));
+        assert_eq!(capture.handle_timeout(0.0, after(t0, 2) - Capture::SECOND_LOOK), None);
         assert_eq!(capture.poll_timeout(), Some(after(t0, 2)));
         assert_eq!(capture.handle_timeout(0.0, after(t0, 2)), Some(Step::Close));
         let state = capture.state(after(t0, 2));
@@ -302,6 +322,18 @@ mod tests {
         );
         assert_eq!(capture.handle_closed(after(t0, 2)), None);
         assert_eq!(capture.handle_timeout(0.0, after(t0, 3)), Some(Step::Open));
+    }
+
+    #[test]
+    fn where_the_whole_machine_stood_still_the_camera_has_a_moment_to_show_that_it_did_not() {
+        let t0 = start();
+        let mut capture = running(t0);
+        let woken = after(t0, 5);
+        assert_eq!(capture.handle_timeout(0.0, woken), None);
+        assert_eq!(capture.poll_timeout(), Some(woken + Capture::SECOND_LOOK));
+        capture.handle_unit(woken + Capture::SECOND_LOOK / 2);
+        assert_eq!(capture.handle_timeout(0.0, woken + Capture::SECOND_LOOK), None);
+        assert!(capture.is_running());
     }
 
     #[test]
