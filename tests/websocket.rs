@@ -415,16 +415,23 @@ async fn a_message_of_a_megabyte_ends_the_conversation() {
 
 #[tokio::test]
 async fn who_sends_too_fast_is_told_and_shown_out() {
-    let links = LinkSettings { message_burst: 5, ..LinkSettings::default() };
+    let links = LinkSettings { message_burst: 5, messages_per_s: 1, ..LinkSettings::default() };
     let device = Door::with(Plan { links, ..Plan::default() }).await;
     let mut viewer = Viewer::comes(&device).await;
-    for _ in 0..6 {
+    for _ in 0..20 {
         viewer.says(json!({ "v": 1, "type": "ping" })).await;
     }
-    for _ in 0..5 {
-        assert_eq!(viewer.hears().await["type"], "pong");
-    }
-    assert_eq!(viewer.hears().await["code"], "rate-limited");
+    let mut pongs = 0;
+    let last = loop {
+        let message = viewer.hears().await;
+        if message["type"] != "pong" {
+            break message;
+        }
+        pongs += 1;
+    };
+    // And one more for each second that a busy machine takes.
+    assert!((5..20).contains(&pongs), "{pongs} pongs");
+    assert_eq!(last["code"], "rate-limited");
     assert_eq!(viewer.is_closed_with().await, Some((1008, "rate-limited".into())));
 }
 

@@ -15,6 +15,8 @@ mod feed;
 mod histogram;
 mod measures;
 mod mqtt;
+#[path = "../../tests/support/ports.rs"]
+mod ports;
 mod signin;
 mod spread;
 mod tables;

@@ -297,9 +297,14 @@ mod tests {
     }
     #[tokio::test]
     async fn where_the_port_is_taken_for_tcp_nobody_is_told_to_use_it() {
-        let taken = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
-        let udp_port = taken.local_addr().unwrap().port();
-        let (mut socket, listener) = MediaSocket::bind(MediaSettings { udp_port, ..settings(vec![]) }).unwrap();
+        // Another test may have a port for UDP whose TCP half is free.
+        let (taken, (mut socket, listener)) = (0..100)
+            .find_map(|_| {
+                let taken = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+                let udp_port = taken.local_addr().unwrap().port();
+                Some((taken, MediaSocket::bind(MediaSettings { udp_port, ..settings(vec![]) }).ok()?))
+            })
+            .unwrap();
         assert!(listener.is_none());
         assert!(socket.candidates().iter().all(|candidate| candidate.transport == Transport::Udp));
         drop((socket, taken));

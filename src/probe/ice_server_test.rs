@@ -77,7 +77,7 @@ fn server(
             crypto.crypto(),
         );
         let key = key.unwrap();
-        let mut asked_for = Vec::new();
+        let (mut asked_for, mut known) = (Vec::new(), Vec::new());
         loop {
             let mut raw = vec![0; 2048];
             let (length, from) = socket.recv_from(&mut raw).unwrap();
@@ -85,7 +85,11 @@ fn server(
             let mut request = Message { raw, ..Message::default() };
             request.decode().unwrap();
             let method = request.typ.method;
-            asked_for.push(method);
+            // Who is not answered soon asks again, with the same id.
+            if !known.contains(&request.transaction_id) {
+                known.push(request.transaction_id);
+                asked_for.push(method);
+            }
             let is_signed = request.contains(ATTR_USERNAME);
             let is_known = is_signed && MessageIntegrity::check(&mut request, &key, crypto.crypto()).is_ok();
             let is_let_in = is_known || method == METHOD_BINDING;

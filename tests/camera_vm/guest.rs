@@ -1,12 +1,13 @@
 //! A shell in the virtual machine of `camera-vm`, with edgecam running beside it.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
+
+use crate::ports::free_port;
 
 /// One guest at a time: each is emulated on two processors.
 static TURN: Mutex<()> = Mutex::new(());
@@ -23,7 +24,7 @@ const HTTP_PORT: u16 = 8080;
 const UDP_PORT: u16 = 8189;
 
 /// Longer than any test should take on a busy machine; the guest is switched off then.
-const TIME_LIMIT: &str = "240";
+const TIME_LIMIT: &str = "600";
 
 /// Closes each command's output in the stream.
 const END_OF_OUTPUT: &str = "--- end of output, status ";
@@ -41,7 +42,7 @@ impl Guest {
     /// Boots a guest with these kernel modules.
     pub(crate) fn boot(modules: &[&str]) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let (http, udp) = free_ports();
+        let (http, udp) = (free_port(), free_port());
         let program = Path::new(env!("CARGO_BIN_EXE_edgecam"));
         let folder = program.parent().expect("a program has a folder").display();
         let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/camera_vm/camera-vm"));
@@ -169,11 +170,4 @@ impl Drop for Guest {
         }
         let _ = self.machine.wait();
     }
-}
-
-/// Two ports nobody listens on just now.
-fn free_ports() -> (u16, u16) {
-    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("a port");
-    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("a port");
-    (tcp.port(), udp.port())
 }

@@ -12,10 +12,11 @@ use edgecam::probe::Connection;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::broker::{Broker, BrokerPlan, BrokerTls, PATIENCE, free_port};
+use super::broker::{Broker, BrokerPlan, BrokerTls, PATIENCE};
 use super::certificates::{Authority, Identity};
 use super::client::{Client, Extras, Message};
 use super::daemon::{Daemon, DaemonPlan};
+use super::ports::free_port;
 use super::proxy::Proxy;
 use super::viewing::{Watching, answered, offer_message, said};
 

@@ -8,6 +8,8 @@ mod broker;
 mod certificates;
 #[path = "../support/mqtt_client.rs"]
 mod client;
+#[path = "../support/ports.rs"]
+mod ports;
 
 mod access;
 mod daemon;

@@ -48,6 +48,7 @@ async fn a_device_that_is_told_to_stop_says_so() {
 async fn who_comes_late_finds_info_and_states() {
     let broker = Broker::open().await;
     let daemon = Daemon::at(&broker).await;
+    has_said_everything(&broker, &daemon).await;
     let mut late = Client::comes(broker.port(), "late").await;
     late.subscribes("edgecam/#").await;
     let info = late.hears(&daemon.topic("info")).await;
@@ -133,11 +134,18 @@ async fn a_device_is_announced_again_when_home_assistant_comes_back() {
     let plan =
         DaemonPlan { mqtt: format!("url = \"{}\"\nhome_assistant = true\n", broker.url()), ..DaemonPlan::new("") };
     let daemon = Daemon::with(plan).await;
-    daemon.is_linked().await;
+    has_said_everything(&broker, &daemon).await;
     let announcement = "homeassistant/device/edgecam_frontdoor/config";
     let mut house = Client::comes(broker.port(), "house").await;
     house.subscribes(announcement).await;
     assert!(house.hears(announcement).await.retained);
     house.publishes("homeassistant/status", "online").await;
     assert!(!house.hears(announcement).await.retained);
+}
+
+/// A device says last that it is there; the broker keeps everything from then on.
+async fn has_said_everything(broker: &Broker, daemon: &Daemon) {
+    let mut witness = Client::comes(broker.port(), "witness").await;
+    witness.subscribes(&daemon.topic("status")).await;
+    witness.hears_that(&daemon.topic("status"), says("online")).await;
 }

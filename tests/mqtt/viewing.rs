@@ -98,7 +98,7 @@ impl Watching {
         assert_eq!(ended, None, "{report}");
         assert_eq!(report.counts.lost, 0, "{report}");
         // A picture that was never encoded is no lost packet; a stalled camera shows here.
-        assert!(report.longest_gap.as_secs_f64() < 2.0, "{report}");
+        assert!(report.longest_gap.as_secs_f64() < 4.0, "{report}");
     }
 
     /// The device ends the session.

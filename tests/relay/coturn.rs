@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::certificates::Authority;
+use super::ports::free_port;
 
 pub const SECRET: &str = "north of the river";
 /// What coturn gives its certificate for.
@@ -60,7 +61,7 @@ impl Coturn {
             .spawn()
             .expect("turnserver cannot be run: scripts/install-packages test");
         self.child = Some(child);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         for port in [self.port, self.tls_port] {
             while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
                 assert!(Instant::now() < deadline, "coturn does not answer:\n{}", self.log());
@@ -96,18 +97,6 @@ impl Drop for Coturn {
         self.kill();
         if std::thread::panicking() {
             eprintln!("--- coturn's log\n{}---", self.log());
-        }
-    }
-}
-
-/// A port nobody uses, by UDP or TCP, and below Linux' range for outgoing connections.
-pub fn free_port() -> u16 {
-    loop {
-        let port = rand::random_range(20_000..32_000);
-        let is_free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-            && std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if is_free {
-            return port;
         }
     }
 }

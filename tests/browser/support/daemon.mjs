@@ -116,10 +116,15 @@ export class Daemon {
   }
 }
 
+const given = new Set();
+
+/** A port nobody listens on, and none that was given before. Below Linux' range for outgoing connections. */
 export async function freePort() {
-  const server = createServer();
-  await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
-  const { port } = server.address();
-  await new Promise((closed) => server.close(closed));
-  return port;
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 12_000);
+    const server = createServer();
+    const isFree = await new Promise((known) => server.on('error', () => known(false)).listen(port, '127.0.0.1', () => known(true)));
+    await new Promise((closed) => server.close(closed));
+    if (isFree && !given.has(port)) return given.add(port) && port;
+  }
 }
