@@ -68,8 +68,8 @@ fn the_doctor_tries_the_webcam_and_names_who_has_it_instead() {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line:?} is missing in\n{text}");
     }
     guest.run(
-        "v4l2-ctl -d /dev/video0 --stream-mmap --stream-count=100000 >/dev/null 2>&1 & \
-         while v4l2-ctl -d /dev/video0 --stream-mmap --stream-count=1; do sleep 0.2; done",
+        "v4l2-ctl -d /dev/video0 --stream-mmap --stream-count=100000 >/tmp/streaming 2>&1 & \
+         until grep '<' /tmp/streaming; do sleep 0.2; done",
     );
     let text = guest.run(&format!("{doctor} || test $? = 1"));
     assert!(text.contains("fail  camera cam     /dev/video0 is in use by v4l2-ctl (pid "), "{text}");
