@@ -115,9 +115,13 @@ class Seen:
             return 0.0
         return grown(rows, "decoded") / (rows[-1]["t"] - rows[0]["t"])
 
+    def offered_at(self):
+        """When the page made its first offer; None if it made none."""
+        return next((row["t"] for row in self.events if row.get("signalingState") == "have-local-offer"), None)
+
     def first_picture(self):
         """Seconds from the first offer to the first picture; None if there is none."""
-        offered = next((row["t"] for row in self.events if row.get("signalingState") == "have-local-offer"), None)
+        offered = self.offered_at()
         # A tile without a picture is an element of two pixels.
         shown = next((row["t"] for row in self.frames if row["width"] > 2), None)
         return shown - offered if offered and shown else None

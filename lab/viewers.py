@@ -9,6 +9,8 @@ from scene import MBIT, PAGE, Scene
 from verdict import case
 
 FAST = ("one", "two", "three")
+# Of IP (RFC 9293).
+TCP = 6
 
 
 @case("four-viewers", "three on 10 Mbit/s, one on 400 kbit/s, 50 ms round trip", 77)
@@ -44,7 +46,10 @@ def four_viewers(world, verdict):
     growth = late - early if early is not None and late is not None else None
     verdict.bar("its pictures' age grows in 20 s by", growth, 100, "ms")
     verdict.bar("encoders", max((row["encoders"] for row in figures), default=None), 2)
+    asked = next(packet.time for packet in carried["slow"].packets if packet.protocol == TCP)
     verdict.note(
+        slow_page_s=seen.offered_at() - asked,
+        slow_first_picture_s=seen.first_picture(),
         slow_kbps=carried["slow"].kbps(end - 25, end),
         slow_queue_p95_ms=carried["slow"].queue_ms(end - 25, end, 0.95),
         slow_freezes_over_1_s=len(seen.freezes(end - 25, end, 1.0)),
