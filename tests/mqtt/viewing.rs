@@ -97,8 +97,9 @@ impl Watching {
         let (report, ended) = self.task.await.unwrap();
         assert_eq!(ended, None, "{report}");
         assert_eq!(report.counts.lost, 0, "{report}");
-        // A picture that was never encoded is no lost packet; a stalled camera shows here.
-        assert!(report.longest_gap.as_secs_f64() < 4.0, "{report}");
+        // A picture that was never encoded is no lost packet. A camera that stalled shows here: that takes two seconds to be noticed, and
+        // one at least until it is opened anew.
+        assert!(report.longest_gap.as_secs_f64() < 3.0, "{report}");
     }
 
     /// The device ends the session.
