@@ -9,20 +9,12 @@ use std::time::Duration;
 
 use edgecam::core::candidate::Candidate;
 use edgecam::core::signal::{Notice, Reply, Signal};
-use support::house::{House, front};
-use support::network::LinkSettings;
+use support::house::{House, front, pictures};
+use support::network::lan;
 use support::viewer::{Tells, Viewer, thousand_candidates};
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
-
-fn lan() -> LinkSettings {
-    LinkSettings { delay: MS, ..Default::default() }
-}
-
-fn pictures(house: &House, seat: usize) -> usize {
-    house.viewers[seat].viewer.received.pictures().len()
-}
 
 #[test]
 fn a_viewer_who_changes_networks_restarts_ice_and_keeps_its_session() {

@@ -12,20 +12,12 @@ use edgecam::core::figures::Quality;
 use edgecam::core::signal::{CloseReason, Notice, RejectReason, Reply, Request, Signal};
 use edgecam::core::transmit::Transport;
 use edgecam::core::trigger::Action;
-use support::house::{House, filling, front};
-use support::network::{LinkSettings, Profile};
+use support::house::{House, filling, front, pictures};
+use support::network::{LinkSettings, Profile, lan};
 use support::viewer::{Tells, Viewer, thousand_candidates};
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
-
-fn lan() -> LinkSettings {
-    LinkSettings { delay: MS, ..Default::default() }
-}
-
-fn pictures(house: &House, seat: usize) -> usize {
-    house.viewers[seat].viewer.received.pictures().len()
-}
 
 #[test]
 fn a_viewer_on_a_good_network_gets_every_picture_from_a_keyframe_on() {

@@ -421,6 +421,11 @@ impl House {
     }
 }
 
+/// How many the viewer in this seat could show.
+pub fn pictures(house: &House, seat: usize) -> usize {
+    house.viewers[seat].viewer.received.pictures().len()
+}
+
 pub fn address_of(name: &str) -> Address {
     let client = ClientId { link: LinkId::WebSocket, name: name.into() };
     Address { client, session: SessionName::new("tile-1").unwrap() }

@@ -80,6 +80,11 @@ pub struct Link {
 /// IP and UDP, in front of each datagram.
 const HEADERS: usize = 28;
 
+/// A home's own network.
+pub fn lan() -> LinkSettings {
+    LinkSettings { delay: Duration::from_millis(1), ..Default::default() }
+}
+
 impl Link {
     pub fn new(settings: LinkSettings, seed: u64) -> Self {
         Self {
