@@ -125,6 +125,9 @@ export async function freePort() {
     const server = createServer();
     const isFree = await new Promise((known) => server.on('error', () => known(false)).listen(port, '127.0.0.1', () => known(true)));
     await new Promise((closed) => server.close(closed));
-    if (isFree && !given.has(port)) return given.add(port) && port;
+    if (isFree && !given.has(port)) {
+      given.add(port);
+      return port;
+    }
   }
 }
